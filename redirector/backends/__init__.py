@@ -1,0 +1,1 @@
+"""Ways into the kernel, one package or module each; see `base`."""

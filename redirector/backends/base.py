@@ -1,0 +1,61 @@
+"""The whole boundary to the kernel: observe, check, commit.
+
+A backend turns a Plan's steps into its own form, and the kernel's state into a Program. It decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from redirector.plan import Step
+from redirector.program import Program
+
+
+class Overtaken(Exception):
+    """Somebody else committed since the snapshot: nothing was changed; observe and plan again."""
+
+
+class OutcomeDoubtful(Exception):
+    """The transaction was sent, and no answer tells what became of it: read back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What was observed: `program` is None where our table is absent.
+
+    `genid` is the kernel's generation number at which it was true. `foreign` says in words why a table of our name is
+    not ours ("" where it is, or there is none). `counters` is (packets, bytes) by map and key.
+    """
+
+    program: Program | None
+    genid: int
+    foreign: str = ""
+    counters: dict[str, dict[Any, tuple[int, int]]] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """One of several ways into the kernel. Raises errors.Unavailable, errors.NotPermitted; OSError for the rest."""
+
+    name: str
+
+    def observe(self) -> Snapshot:
+        """The state of our table, consistent within one generation."""
+
+    def check(self, steps: Iterable[Step], counters: dict[str, dict[Any, tuple[int, int]]]) -> None:
+        """Let the kernel validate the steps and commit nothing; raises errors.Refused with what it says."""
+
+    def commit(self, steps: Iterable[Step], expect: int, counters: dict[str, dict[Any, tuple[int, int]]]) -> None:
+        """Send the steps as one transaction, valid only at genid `expect`; `counters` seed entries that are remade.
+
+        Raises Overtaken (nothing changed), errors.Refused (nothing changed), OutcomeDoubtful (read back).
+        """
+
+    def genid(self) -> int:
+        """The kernel's generation number now."""
+
+    def identity(self) -> str:
+        """The network namespace and boot that this backend speaks to, as text; equal only for the same one."""
+
+    def close(self) -> None: ...

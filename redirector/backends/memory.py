@@ -1,0 +1,67 @@
+"""A backend without a kernel, for tests, ours and others': what the real ones promise, in a few lines.
+
+It keeps a Program and a generation number, applies steps by `plan.perform`, and can be told to be interfered with:
+`touch` is a foreign commit; `fail` makes the next commit raise what it is given, before or after taking effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from redirector.backends.base import Overtaken, Snapshot
+from redirector.plan import Step, perform
+from redirector.program import Program
+
+
+class MemoryBackend:
+    """Holds `program`; every effective commit moves `generation` by one."""
+
+    name = "memory"
+
+    def __init__(self, program: Program | None = None) -> None:
+        self.program = program
+        self.generation = 1
+        self.commits: list[tuple[Step, ...]] = []
+        self.foreign = ""
+        self._failure: tuple[Exception, bool] | None = None
+        self._touches = 0
+
+    def touch(self, times: int = 1) -> None:
+        """Somebody else commits before each of the next `times` commits of ours."""
+        self._touches = times
+
+    def fail(self, error: Exception, *, after: bool = False) -> None:
+        """Let the next commit raise `error`: before it takes effect, or after."""
+        self._failure = (error, after)
+
+    def observe(self) -> Snapshot:
+        return Snapshot(self.program, self.generation, self.foreign)
+
+    def check(self, steps: Iterable[Step], counters: dict[str, dict[Any, tuple[int, int]]]) -> None:
+        perform(self.program, steps)
+
+    def commit(self, steps: Iterable[Step], expect: int, counters: dict[str, dict[Any, tuple[int, int]]]) -> None:
+        if self._touches:
+            self._touches -= 1
+            self.generation += 1
+        if expect != self.generation:
+            raise Overtaken
+        failure, self._failure = self._failure, None
+        if failure and not failure[1]:
+            raise failure[0]
+        steps = tuple(steps)
+        self.program = perform(self.program, steps)
+        self.generation += 1
+        self.commits.append(steps)
+        if failure:
+            raise failure[0]
+
+    def genid(self) -> int:
+        return self.generation
+
+    def identity(self) -> str:
+        return "memory"
+
+    def close(self) -> None:
+        """Nothing to close."""

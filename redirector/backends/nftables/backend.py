@@ -1,0 +1,260 @@
+"""The nftables backend: one netlink socket, observation within one generation, transactions with compare-and-swap.
+
+Theory of operation. Every commit of anyone in this network namespace moves the generation number (genid). `observe`
+reads it, dumps our table, and reads it again: unchanged means that everything read belongs together. While others
+commit all the time that may never happen; then two equal readings in a row are as good, because a foreign commit
+cannot change our table without changing what we read of it.
+
+`commit` sends the genid that the plan was made against in BATCH_BEGIN; the kernel answers ERESTART if it has moved.
+Only BATCH_END asks for an acknowledgement: one answer for the whole transaction. A socket error after sending, or no
+answer in time, proves nothing either way, and is told as OutcomeDoubtful.
+
+Lowest kernel: 5.10, the first that keeps a table's comment (NFTA_TABLE_USERDATA), which is our mark; the other things
+used are older: NAT in the inet family 5.2, map-wide counters (NFTA_SET_EXPR) 5.7, NFNL_BATCH_GENID 4.16.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from redirector.backends.base import OutcomeDoubtful, Overtaken, Snapshot
+from redirector.backends.nftables import decode, wire
+from redirector.backends.nftables.encode import Batch, Counters, header, nfgenmsg
+from redirector.backends.nftables.rules import parse_expressions, decode_rule
+from redirector.errors import NotPermitted, Refused, TryAgain, Unavailable, printable
+from redirector.naming import TABLE
+from redirector.netlink import (
+    NETLINK_NETFILTER,
+    NLMSG_ERROR,
+    DumpInterrupted,
+    Message,
+    NetlinkSocket,
+    attr,
+    error_number,
+    table,
+)
+from redirector.plan import Step
+from redirector.program import COUNTED, Chain, Map, Program, Rule
+
+LOWEST_KERNEL = (5, 10)
+READINGS = 50  # of a table that others keep changing
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h, from Linux 5.14 on
+
+
+def kernel_fault(release: str) -> str:
+    """Why a kernel of this release (uname -r) will not do, "" if it will or cannot be judged."""
+    parts = release.split("-")[0].split(".")
+    if len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
+        return ""
+    if (int(parts[0]), int(parts[1])) >= LOWEST_KERNEL:
+        return ""
+    wanted = ".".join(map(str, LOWEST_KERNEL))
+    return f"Linux {printable(release)} is too old for the nftables backend: it needs {wanted} or later"
+
+
+class NftablesBackend:
+    """Raises errors.Unavailable where the kernel has no nf_tables, errors.NotPermitted without CAP_NET_ADMIN."""
+
+    name = "nftables"
+
+    def __init__(self) -> None:
+        fault = kernel_fault(os.uname().release)
+        if fault:
+            raise Unavailable(fault)
+        try:
+            self._netlink = NetlinkSocket(NETLINK_NETFILTER)
+        except OSError as error:
+            raise Unavailable(f"this kernel has no netfilter netlink socket: {error.strerror}") from None
+
+    def close(self) -> None:
+        self._netlink.close()
+
+    def genid(self) -> int:
+        try:
+            reply = self._netlink.request(header(wire.GETGEN), nfgenmsg(0))
+        except OSError as error:
+            raise _explained(error) from None
+        return wire.number(table(reply.payload, 4).get(wire.GEN_ID))
+
+    def identity(self) -> str:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read().strip()
+        try:
+            cookie = self._netlink.option(1, SO_NETNS_COOKIE, 8)  # SOL_SOCKET
+            return f"{boot}/{int.from_bytes(cookie, 'little'):x}"
+        except OSError:  # before 5.14: inodes recur, but within one boot they are better than nothing
+            status = os.stat("/proc/self/ns/net")
+            return f"{boot}/inode-{status.st_ino}"
+
+    def observe(self) -> Snapshot:
+        previous: Snapshot | None = None
+        for _ in range(READINGS):
+            before = self.genid()
+            try:
+                seen = self._read(before)
+            except DumpInterrupted:
+                continue
+            except FileNotFoundError:
+                continue  # a map went away between two dumps
+            except OSError as error:
+                raise _explained(error) from None
+            after = self.genid()
+            if before == after:
+                return seen
+            if previous is not None and previous.program == seen.program and previous.foreign == seen.foreign:
+                return Snapshot(seen.program, after, seen.foreign, seen.counters)
+            previous = seen
+        raise TryAgain("others change the kernel's tables faster than they can be read", "try again in a moment")
+
+    def check(self, steps: Iterable[Step], counters: Counters) -> None:
+        batch = Batch(steps, 0, self._netlink.next_seq(), counters)
+        try:
+            self._netlink.send(batch.dry())
+        except OSError as error:
+            raise _unsent(error) from None
+        failure = self._answer(batch, {batch.last_seq})
+        if failure:
+            raise failure
+
+    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
+        batch = Batch(steps, expect, self._netlink.next_seq(), counters)
+        try:
+            self._netlink.send(batch.committed())
+        except OSError as error:
+            # These come before the kernel has looked at the message; after any other it may have been processed.
+            if error.errno in (errno.EMSGSIZE, errno.EPERM, errno.EAGAIN):
+                raise _unsent(error) from None
+            raise OutcomeDoubtful(error.strerror or "sending failed") from error
+        failure = self._answer(batch, {batch.begin_seq, batch.end_seq})
+        if failure:
+            raise failure
+
+    def _answer(self, batch: Batch, final: set[int]) -> Exception | None:
+        """What the kernel says of a batch: None for an acknowledgement, else what to raise."""
+        failures: list[tuple[int, int]] = []
+        while True:
+            try:
+                replies = self._netlink.receive()
+            except OSError as error:  # a timeout, or ENOBUFS: answers were lost
+                return OutcomeDoubtful(str(error))
+            for reply in replies:
+                if reply.kind != NLMSG_ERROR or not batch.begin_seq <= reply.seq <= batch.end_seq:
+                    continue
+                number = error_number(reply)
+                if number:
+                    failures.append((reply.seq, number))
+            # All answers to one batch come in the order of its messages, before send returns; so once one has been
+            # read, everything behind it is there as well: the last is the acknowledgement, or there was an error.
+            if failures:
+                failures += self._more_failures(batch)
+                return _failure(batch, failures)
+            if any(r.kind == NLMSG_ERROR and r.seq in final and not error_number(r) for r in replies):
+                return None
+
+    def _more_failures(self, batch: Batch) -> list[tuple[int, int]]:
+        """The rest of the errors of a batch, as far as they have arrived."""
+        found = []
+        for reply in self._netlink.pending():
+            number = error_number(reply) if reply.kind == NLMSG_ERROR else 0
+            if number and batch.begin_seq <= reply.seq <= batch.end_seq:
+                found.append((reply.seq, number))
+        return found
+
+    def _dump(self, kind: int, payload: bytes = b"") -> list[Message]:
+        return self._netlink.dump(header(kind), nfgenmsg() + payload)
+
+    def _read(self, genid: int) -> Snapshot:
+        """One reading of our table."""
+        name = attr(wire.TABLE_NAME, wire.text(TABLE))
+        try:
+            reply = self._netlink.request(header(wire.GETTABLE), nfgenmsg() + name)
+        except FileNotFoundError:
+            return Snapshot(None, genid)
+        row = table(reply.payload, 4)
+        foreign = decode.foreign_reason(row)
+        if foreign:
+            return Snapshot(Program({}, {}), genid, foreign)
+        maps: dict[str, Map] = {}
+        counters: Counters = {}
+        members: dict[str, frozenset[int]] = {}
+        for found in decode.ours(decode.rows(self._dump(wire.GETSET, attr(wire.SET_TABLE, wire.text(TABLE)))), wire.SET_TABLE):
+            set_name = wire.untext(found.get(wire.SET_NAME, b""))
+            if decode.anonymous(found):
+                members[set_name] = decode.members(self._elements(set_name))
+                continue
+            kind = decode.set_kind(found)
+            if kind not in wire.SET_TYPES:
+                maps[printable(set_name)] = Map(kind, {})
+                continue
+            entries, counted = decode.entries(kind, self._elements(set_name))
+            maps[printable(set_name)] = Map(kind, entries, decode.capacity(found))
+            if kind in COUNTED:
+                counters[set_name] = counted
+        chains = self._chains(members)
+        flags = wire.number(row.get(wire.TABLE_FLAGS))
+        return Snapshot(Program(chains, maps, flags, tuple(self._strays())), genid, "", counters)
+
+    def _elements(self, set_name: str) -> list[Message]:
+        place = attr(wire.ELEMENTS_TABLE, wire.text(TABLE)) + attr(wire.ELEMENTS_SET, wire.text(set_name))
+        return self._dump(wire.GETSETELEM, place)
+
+    def _chains(self, members: dict[str, frozenset[int]]) -> dict[str, Chain]:
+        rules: dict[str, list[Rule]] = {}
+        for row in decode.ours(decode.rows(self._dump(wire.GETRULE, attr(wire.RULE_TABLE, wire.text(TABLE)))), wire.RULE_TABLE):
+            found = parse_expressions(row.get(wire.RULE_EXPRESSIONS, b""), members)
+            rule = decode_rule(found, wire.parse_comment(row.get(wire.RULE_USERDATA)))
+            rules.setdefault(wire.untext(row.get(wire.RULE_CHAIN, b"")), []).append(rule)
+        chains = {}
+        for row in decode.ours(decode.rows(self._dump(wire.GETCHAIN)), wire.CHAIN_TABLE):
+            name = wire.untext(row.get(wire.CHAIN_NAME, b""))
+            chains[printable(name)] = Chain(decode.hook(row), tuple(rules.get(name, ())))
+        return chains
+
+    def _strays(self) -> list[str]:
+        """Objects and flowtables in our table: we never make any."""
+        found = []
+        for kind, place, name, word in (
+            (wire.GETOBJ, 1, wire.OBJ_NAME, "object"),
+            (wire.GETFLOWTABLE, 1, wire.FLOWTABLE_NAME, "flowtable"),
+        ):
+            for row in decode.ours(decode.rows(self._dump(kind)), place):
+                found.append(f"{word} {printable(wire.untext(row.get(name, b'')))}")
+        return found
+
+
+def _explained(error: OSError) -> Exception:
+    """The kernel's refusal to talk, as what it means."""
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return NotPermitted("the kernel refuses: this needs CAP_NET_ADMIN", "run it as root, or with that capability")
+    if error.errno in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL):
+        return Unavailable("this kernel has no nf_tables", "load the module nf_tables, or choose another backend")
+    return error
+
+
+def _unsent(error: OSError) -> Exception:
+    if error.errno == errno.EMSGSIZE:
+        return Refused(
+            "the transaction is larger than this user namespace may send at once; nothing was changed",
+            "raise net.core.wmem_max on the host, or run where CAP_NET_ADMIN holds outside of user namespaces",
+        )
+    if error.errno == errno.EPERM:
+        return _explained(error)
+    return Refused(f"the transaction could not be sent: {error.strerror}; nothing was changed", "try again")
+
+
+def _failure(batch: Batch, failures: list[tuple[int, int]]) -> Exception:
+    """From (sequence number, errno) to what it means; decisions by errno, never by text."""
+    numbers = {number for _, number in failures}
+    if (batch.begin_seq, errno.ERESTART) in failures:
+        return Overtaken()
+    if errno.EPERM in numbers:
+        return _explained(PermissionError(errno.EPERM, ""))
+    parts = [f"{batch.about.get(seq, 'the transaction')}: {os.strerror(number)}" for seq, number in failures[:5]]
+    more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
+    message = f"the kernel refuses the transaction, nothing was changed: {printable('; '.join(parts))}{more}"
+    if errno.ENOENT in numbers or errno.EOPNOTSUPP in numbers:
+        return Refused(message, "if expressions are missing, the kernel lacks modules: nft_nat, nft_redir, nft_fib_inet")
+    return Refused(message)

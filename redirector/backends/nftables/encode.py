@@ -1,0 +1,225 @@
+"""Steps of a plan → the messages of one nf_tables batch. Pure.
+
+A batch is BATCH_BEGIN (with the generation that it was planned against), messages, BATCH_END; all or nothing. Without
+BATCH_END the kernel validates everything and commits nothing. A nested attribute holds at most 65,535 bytes, so
+elements go in chunks. Element attributes are packed by one struct per map: this loop runs 60,000 times.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from redirector.backends.nftables import wire
+from redirector.backends.nftables.rules import ANONYMOUS, comment_of, encode_expressions, expressions
+from redirector.backends.nftables.wire import be32, text
+from redirector.naming import TABLE
+from redirector.netlink import (
+    NLA_F_NESTED,
+    NLM_F_ACK,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_REQUEST,
+    attr,
+    message,
+    nest,
+)
+from redirector.plan import (
+    AddChain,
+    AddEntries,
+    AddMap,
+    AddRules,
+    AddTable,
+    DeleteChain,
+    DeleteEntries,
+    DeleteMap,
+    DeleteTable,
+    FlushChain,
+    Step,
+)
+from redirector.program import INTERFACES, PORTS, Entries
+
+# The table's comment is the mark by which it is known as ours; it never changes (the kernel ignores updates of it).
+MARK = "made by redirector"
+CHUNK_BYTES = 60_000
+Counters = dict[str, dict[Any, tuple[int, int]]]
+Body = tuple[int, int, bytes, str]  # (message type, flags, payload behind nfgenmsg, what it is about)
+
+_TABLE = text(TABLE)
+
+
+def header(kind: int) -> int:
+    return wire.SUBSYSTEM << 8 | kind
+
+
+def nfgenmsg(family: int = wire.NFPROTO_INET, resource: int = 0) -> bytes:
+    return struct.pack(">BBH", family, 0, resource)
+
+
+class Batch:
+    """An encoded transaction: `data` to send; `about` tells by sequence number what each message was about."""
+
+    def __init__(self, steps: Iterable[Step], expect: int, first_seq: int, counters: Counters) -> None:
+        self.about: dict[int, str] = {first_seq: "begin"}
+        self._seq = first_seq
+        self._set_id = 0
+        self.parts = [self._begin(expect)]
+        for step in steps:
+            for kind, flags, payload, about in self._bodies(step, counters):
+                self._seq += 1
+                self.about[self._seq] = about
+                self.parts.append(message(header(kind), NLM_F_REQUEST | flags, self._seq, nfgenmsg() + payload))
+        self.begin_seq = first_seq
+        self.last_seq = self._seq
+
+    def committed(self) -> bytes:
+        """The batch with its END, which alone is acknowledged."""
+        end = message(wire.BATCH_END, NLM_F_REQUEST | NLM_F_ACK, self._seq + 1, nfgenmsg(0, wire.SUBSYSTEM))
+        return b"".join((*self.parts, end))
+
+    @property
+    def end_seq(self) -> int:
+        return self._seq + 1
+
+    def dry(self) -> bytes:
+        """The batch without END; its last message asks for an acknowledgement."""
+        last = bytearray(self.parts[-1])
+        flags = struct.unpack_from("=H", last, 6)[0]
+        struct.pack_into("=H", last, 6, flags | NLM_F_ACK)
+        return b"".join((*self.parts[:-1], bytes(last)))
+
+    def _begin(self, expect: int) -> bytes:
+        payload = nfgenmsg(0, wire.SUBSYSTEM) + attr(wire.BATCH_GENID, be32(expect))
+        return message(wire.BATCH_BEGIN, NLM_F_REQUEST, self._seq, payload)
+
+    def _bodies(self, step: Step, counters: Counters) -> Iterator[Body]:
+        match step:
+            case AddTable():
+                userdata = attr(wire.TABLE_USERDATA, wire.comment(MARK))
+                flags = attr(wire.TABLE_FLAGS, be32(0))
+                yield wire.NEWTABLE, NLM_F_CREATE, attr(wire.TABLE_NAME, _TABLE) + flags + userdata, "the table"
+            case DeleteTable():
+                yield wire.DELTABLE, 0, attr(wire.TABLE_NAME, _TABLE), "the table"
+            case AddChain(name, hook):
+                payload = attr(wire.CHAIN_TABLE, _TABLE) + attr(wire.CHAIN_NAME, text(name))
+                if hook:
+                    place = attr(wire.HOOK_NUM, be32(wire.HOOKS[hook.hook]))
+                    payload += nest(wire.CHAIN_HOOK, place, attr(wire.HOOK_PRIORITY, be32(hook.priority)))
+                    payload += attr(wire.CHAIN_POLICY, be32(wire.NFT_ACCEPT if hook.policy == "accept" else 0))
+                    payload += attr(wire.CHAIN_TYPE, text(hook.type))
+                yield wire.NEWCHAIN, NLM_F_CREATE, payload, f"chain {name}"
+            case DeleteChain(name):
+                payload = attr(wire.CHAIN_TABLE, _TABLE) + attr(wire.CHAIN_NAME, text(name))
+                yield wire.DELCHAIN, 0, payload, f"chain {name}"
+            case FlushChain(name):
+                payload = attr(wire.RULE_TABLE, _TABLE) + attr(wire.RULE_CHAIN, text(name))
+                yield wire.DELRULE, 0, payload, f"the rules of chain {name}"
+            case AddRules(name, rules):
+                for rule in rules:
+                    found = expressions(rule)
+                    ids = []
+                    for members in (e.members for e in found if e.members):
+                        self._set_id += 1
+                        ids.append(self._set_id)
+                        yield from _anonymous(members, self._set_id)
+                    payload = attr(wire.RULE_TABLE, _TABLE) + attr(wire.RULE_CHAIN, text(name))
+                    payload += encode_expressions(found, ids)
+                    if comment_of(rule):
+                        payload += attr(wire.RULE_USERDATA, wire.comment(comment_of(rule)))
+                    yield wire.NEWRULE, NLM_F_CREATE | NLM_F_APPEND, payload, f"a rule of chain {name}"
+            case AddMap(name, kind, capacity):
+                self._set_id += 1
+                yield wire.NEWSET, NLM_F_CREATE, _new_map(name, kind, capacity, self._set_id), f"map {name}"
+            case DeleteMap(name):
+                payload = attr(wire.SET_TABLE, _TABLE) + attr(wire.SET_NAME, text(name))
+                yield wire.DELSET, 0, payload, f"map {name}"
+            case AddEntries(name, kind, entries):
+                elements = _elements(kind, entries, counters.get(name, {}))
+                yield from _chunked(wire.NEWSETELEM, NLM_F_CREATE, name, elements)
+            case DeleteEntries(name, kind, keys):
+                elements = ([nest(wire.ELEM_KEY, wire.data_value(wire.key_bytes(kind, key)))] for key in keys)
+                yield from _chunked(wire.DELSETELEM, 0, name, (nest(wire.LIST_ELEM, *e) for e in elements))
+
+
+def _new_map(name: str, kind: str, capacity: int, set_id: int) -> bytes:
+    shape = wire.SET_TYPES[kind]
+    flags = 0 if shape.data_type is None else wire.SET_MAP
+    payload = attr(wire.SET_TABLE, _TABLE) + attr(wire.SET_NAME, text(name)) + attr(wire.SET_FLAGS, be32(flags))
+    payload += attr(wire.SET_KEY_TYPE, be32(shape.key_type)) + attr(wire.SET_KEY_LEN, be32(shape.key_len))
+    if shape.data_type is not None:
+        payload += attr(wire.SET_DATA_TYPE, be32(shape.data_type)) + attr(wire.SET_DATA_LEN, be32(shape.data_len))
+    # A fixed size makes it a fixed hash: exact dumps, and half the time to fill (a resizable one loses rows in dumps).
+    payload += nest(wire.SET_DESC, attr(wire.DESC_SIZE, be32(capacity))) + attr(wire.SET_ID, be32(set_id))
+    if kind == INTERFACES:
+        payload += attr(wire.SET_USERDATA, wire.HOST_ORDER_KEYS)
+    if shape.counted:
+        payload += nest(wire.SET_EXPR, attr(wire.EXPR_NAME, text("counter")))
+    return payload
+
+
+def _anonymous(members: frozenset[int], set_id: int) -> Iterator[Body]:
+    """A constant set of protocols, which lives and dies with the rule that looks into it."""
+    payload = attr(wire.SET_TABLE, _TABLE) + attr(wire.SET_NAME, text(ANONYMOUS))
+    payload += attr(wire.SET_FLAGS, be32(wire.SET_ANONYMOUS | wire.SET_CONSTANT))
+    payload += attr(wire.SET_KEY_TYPE, be32(wire.TYPE_PROTOCOL)) + attr(wire.SET_KEY_LEN, be32(1))
+    payload += nest(wire.SET_DESC, attr(wire.DESC_SIZE, be32(len(members)))) + attr(wire.SET_ID, be32(set_id))
+    yield wire.NEWSET, NLM_F_CREATE, payload, "a set of protocols"
+    keys = (nest(wire.LIST_ELEM, nest(wire.ELEM_KEY, wire.data_value(bytes((m,))))) for m in sorted(members))
+    place = attr(wire.ELEMENTS_TABLE, _TABLE) + attr(wire.ELEMENTS_SET, text(ANONYMOUS))
+    place += attr(wire.ELEMENTS_SET_ID, be32(set_id))
+    yield wire.NEWSETELEM, NLM_F_CREATE, place + nest(wire.ELEMENTS_LIST, *keys), "a set of protocols"
+
+
+def _chunked(kind: int, flags: int, name: str, elements: Iterator[bytes]) -> Iterator[Body]:
+    """Messages of at most CHUNK_BYTES of elements each."""
+    place = attr(wire.ELEMENTS_TABLE, _TABLE) + attr(wire.ELEMENTS_SET, text(name))
+    chunk: list[bytes] = []
+    size = 0
+    for element in elements:
+        chunk.append(element)
+        size += len(element)
+        if size >= CHUNK_BYTES:
+            yield kind, flags, place + nest(wire.ELEMENTS_LIST, *chunk), f"map {name}"
+            chunk, size = [], 0
+    if chunk:
+        yield kind, flags, place + nest(wire.ELEMENTS_LIST, *chunk), f"map {name}"
+
+
+def _elements(kind: str, entries: Entries, counters: dict[Any, tuple[int, int]]) -> Iterator[bytes]:
+    """Each entry as NFTA_LIST_ELEM; entries with a counter to carry over have it as their first value."""
+    seeded = {key: value for key, value in counters.items() if key in entries and value != (0, 0)} if counters else {}
+    if kind == PORTS and not seeded:
+        yield from _port_elements(entries)
+        return
+    shape = wire.SET_TYPES[kind]
+    for key, (value, mapping, *_) in entries.items():
+        parts = [nest(wire.ELEM_KEY, wire.data_value(wire.key_bytes(kind, key)))]
+        if kind == PORTS:
+            parts.append(nest(wire.ELEM_DATA, wire.data_value(struct.pack(">H", value))))
+        elif shape.data_type is not None:
+            parts.append(nest(wire.ELEM_DATA, wire.verdict(wire.NFT_JUMP, value)))
+        if mapping:
+            parts.append(attr(wire.ELEM_USERDATA, wire.comment(mapping)))
+        if key in seeded:
+            packets, octets = seeded[key]
+            values = attr(wire.COUNTER_BYTES, wire.BE64.pack(octets)), attr(wire.COUNTER_PACKETS, wire.BE64.pack(packets))
+            parts.append(nest(wire.ELEM_EXPR, attr(wire.EXPR_NAME, text("counter")), nest(wire.EXPR_DATA, *values)))
+        yield nest(wire.LIST_ELEM, *parts)
+
+
+def _port_elements(entries: Entries) -> Iterator[bytes]:
+    """The common case, packed: everything but protocol, port and target is the same for all entries of a mapping."""
+    layouts: dict[str, tuple[struct.Struct, bytes, bytes, bytes]] = {}
+    nested = NLA_F_NESTED
+    for key, (target, mapping, *_) in entries.items():
+        found = layouts.get(mapping)
+        if found is None:
+            tail = attr(wire.ELEM_USERDATA, wire.comment(mapping)) if mapping else b""
+            sizes = 4 + 16 + 12 + len(tail), wire.LIST_ELEM | nested, 16, wire.ELEM_KEY | nested, 12, wire.DATA_VALUE
+            head = struct.pack("=HHHHHH", *sizes)
+            middle = struct.pack("=HHHH", 12, wire.ELEM_DATA | nested, 6, wire.DATA_VALUE)
+            layout = struct.Struct(f">{len(head)}sB3xH2x{len(middle)}sH2x{len(tail)}s")
+            found = layouts[mapping] = layout, head, middle, tail
+        layout, head, middle, tail = found
+        yield layout.pack(head, key >> 16, key & 0xFFFF, middle, target, tail)

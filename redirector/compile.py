@@ -1,0 +1,214 @@
+"""The rules engine: Ruleset → Program. Pure.
+
+Theory of operation. A base chain at each hook (prerouting for what arrives, output for the host's own connections) has
+one rule: a local destination jumps to our tree of chains. A tree follows the order in which mappings win, which is
+lexicographic (source prefix, then address, then interface), so it is walked by jumps that return on a miss:
+
+    arriving ── by source, longest prefix first ─▶ arriving_from_10.0.0.0/8 ── by address ─▶ … ── by interface ─▶ …
+             ── by address ─▶ arriving_at_192.0.2.1 ── by interface ─▶ …
+             ── by interface: exact, then wildcards, longest first ─▶ arriving_on_eth0
+             ── then the unscoped ports
+
+Each step is one rule and one hash map of verdicts, whatever the number of networks, addresses or interfaces (only
+wildcards take a rule each); each leaf is one rule and one hash map of ports, whatever their number. No interval map
+is used anywhere: those refuse nesting and are slow to fill.
+
+A scope that counts for both sides alike shares its map of ports between the two trees; the counters are then shared.
+`exclusive` adds one filter chain at the input hook, after NAT, with sets of guarded target ports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from redirector import naming
+from redirector.model import ARRIVING, FAMILIES, OWN, PROTOCOLS, SIDES, Mapping, Ruleset, Scope
+from redirector.naming import PortMap
+from redirector.program import (
+    ADDRESSES,
+    GUARDS,
+    GUARDS_AT,
+    INTERFACES,
+    PORTS,
+    Chain,
+    Dispatch,
+    Entries,
+    Guard,
+    Hook,
+    Jump,
+    Keep,
+    LocalJump,
+    Map,
+    Program,
+    Refuse,
+    Rule,
+    Translate,
+    port_key,
+)
+
+# Before filter chains at 0, at a priority that nobody else's default has. What we refuse is final whoever comes later.
+GUARD_PRIORITY = -10
+
+
+def compile_ruleset(ruleset: Ruleset) -> Program:
+    """The one Program for a Ruleset; that of an empty one drains: base chains, and a rule that holds conntrack."""
+    leaves = _leaves(ruleset.enabled)
+    maps = {naming.port_map(wanted): Map(PORTS, entries) for wanted, entries in leaves.items()}
+    maps |= _guards(ruleset.enabled)
+    frame = skeleton(maps, ruleset.settings.priority)
+    return Program(frame.chains, maps | frame.maps)
+
+
+def skeleton(names: Iterable[str], priority: int) -> Program:
+    """The chains and verdict maps around maps of ports and guards, which are known by their names alone.
+
+    That the frame follows from the names is what lets a damaged frame be told from mappings that come or go.
+    """
+    names = list(names)
+    leaves = [wanted for wanted in map(naming.parse_port_map, names) if wanted]
+    chains: dict[str, Chain] = {}
+    maps: dict[str, Map] = {}
+    for side in SIDES:
+        base = naming.BASE_CHAINS[side]
+        rules: tuple[Rule, ...] = ()
+        if not leaves:
+            rules = (Keep(),) if side == ARRIVING else ()
+        elif any(wanted.side in ("", side) for wanted in leaves):
+            rules = (LocalJump(naming.chain(side, Scope())),)
+            _Tree(side, leaves, chains, maps).build()
+        chains[base] = Chain(Hook("nat", base, priority), rules)
+    guards = [name for name in naming.GUARD_MAPS if name in names]
+    if guards:
+        chains[naming.REFUSE_CHAIN] = Chain(None, (Refuse("reset"), Refuse("unreachable")))
+        rules = tuple(Guard(*naming.GUARD_MAPS[name], name, naming.REFUSE_CHAIN) for name in guards)
+        chains[naming.GUARD_CHAIN] = Chain(Hook("filter", "input", GUARD_PRIORITY), rules)
+    return Program(chains, maps)
+
+
+def _leaves(mappings: Iterable[Mapping]) -> dict[PortMap, Entries]:
+    """Every map of ports with its entries."""
+    leaves: dict[PortMap, Entries] = {}
+    for mapping in mappings:
+        sides: dict[Scope, str] = {}
+        for side, scope in mapping.claims:
+            sides[scope] = "" if scope in sides else side
+        for scope, side in sides.items():
+            family = "" if scope.family or mapping.family == "both" else mapping.family
+            entries = leaves.setdefault(PortMap(side, scope, family, mapping.rewrite), {})
+            for protocol in mapping.protocol:
+                _fill(entries, mapping, PROTOCOLS[protocol])
+    return leaves
+
+
+def _fill(entries: Entries, mapping: Mapping, protocol: int) -> None:
+    base, name = port_key(protocol, 0), mapping.name
+    for ports in mapping.listen:
+        keys = range(base + ports.first, base + ports.last + 1)
+        if mapping.shifted:
+            entries.update((key, (port, name)) for key, port in zip(keys, range(mapping.to.first, 65536), strict=False))
+        else:
+            entries.update(dict.fromkeys(keys, (mapping.to.first, name)))
+
+
+class _Tree:
+    """The chains and verdict maps of one side."""
+
+    def __init__(
+        self, side: str, leaves: Iterable[PortMap], chains: dict[str, Chain], maps: dict[str, Map]
+    ) -> None:
+        self.side = side
+        self.chains = chains
+        self.maps = maps
+        self.leaves: dict[Scope, list[PortMap]] = {}
+        for wanted in leaves:
+            if wanted.side in ("", side):
+                self.leaves.setdefault(wanted.scope, []).append(wanted)
+
+    def build(self) -> None:
+        self._node(Scope(), sorted(self.leaves), 0)
+
+    def _node(self, here: Scope, scopes: list[Scope], depth: int) -> str:
+        """The chain for `here`, dispatching by the scope's parts from `depth` on; returns its name."""
+        name = naming.chain(self.side, here)
+        rules: list[Rule] = []
+        for part in range(depth, 3):
+            narrower: dict[Scope, list[Scope]] = {}
+            for scope in scopes:
+                if scope[part] and not any(scope[depth:part]):
+                    narrower.setdefault(here._replace(**{Scope._fields[part]: scope[part]}), []).append(scope)
+            rules += self._dispatch(name, part, narrower)
+        for wanted in sorted(self.leaves.get(here, ())):
+            rules.append(Translate(wanted.rewrite, wanted.family, naming.port_map(wanted)))
+        self.chains[name] = Chain(None, tuple(rules))
+        return name
+
+    def _dispatch(self, parent: str, part: int, narrower: dict[Scope, list[Scope]]) -> list[Rule]:
+        """Rules of `parent` that lead to narrower scopes by one part: source, address or interface; longest first."""
+        rules: list[Rule] = []
+        verdicts: dict[str, Entries] = {}
+        for scope in sorted(narrower, key=lambda s: (tuple(-n for n in s.specificity), s)):
+            chain = self._node(scope, narrower[scope], part + 1)
+            if part == 2 and self.side == OWN:
+                rules.append(Jump("", "", chain))  # "lo": whatever the host sends to itself
+                continue
+            if part == 2 and scope.interface.endswith("*"):
+                rules.append(Jump("", scope.interface, chain))
+                continue
+            if scope.source.endswith("/0") and part == 0:
+                rules.append(Jump(scope.family, "", chain))
+                continue
+            rule, kind, key = _step(parent, part, scope)
+            if rule.map not in verdicts:
+                verdicts[rule.map] = {}
+                self.maps[rule.map] = Map(kind, verdicts[rule.map])
+                rules.append(rule)
+            verdicts[rule.map][key] = (chain, "")
+        return rules
+
+
+def _step(parent: str, part: int, scope: Scope) -> tuple[Dispatch, str, str]:
+    """(rule, kind of its map, key in it) that leads from `parent` to `scope`."""
+    family = "ipv6" if ":" in (scope.source, scope.address, "")[part] else "ipv4"
+    if part == 0:
+        base, _, length = scope.source.partition("/")
+        name = naming.verdict_map(parent, f"sources_{family}_{length}")
+        return Dispatch("source", family, int(length), name), ADDRESSES[family], base
+    if part == 1:
+        name = naming.verdict_map(parent, f"addresses_{family}")
+        return Dispatch("address", family, 0, name), ADDRESSES[family], scope.address
+    return Dispatch("interface", "", 0, naming.verdict_map(parent, "interfaces")), INTERFACES, scope.interface
+
+
+def _guards(mappings: Iterable[Mapping]) -> dict[str, Map]:
+    """The sets of target ports that `exclusive` mappings guard, but for ports that are mapped to themselves."""
+    mappings = tuple(mappings)
+    guarded = [mapping for mapping in mappings if mapping.exclusive]
+    exempt = {key for mapping in mappings for key in _mapped_to_themselves(mapping)} if guarded else set()
+    maps: dict[str, Map] = {}
+    for mapping in guarded:
+        for protocol in (PROTOCOLS[p] for p in mapping.protocol):
+            for port in range(mapping.to.first, mapping.to.last + 1):
+                key = port_key(protocol, port)
+                families = [f for f in mapping.families if (f, key) not in exempt]
+                places = [(f, a) for a in mapping.address for f in families if (f == "ipv6") == (":" in a)]
+                if not mapping.address:
+                    places = [("", "")] if len(families) == len(FAMILIES) else [(f, "") for f in families]
+                for family, address in places:
+                    kind = GUARDS_AT[family] if address else GUARDS
+                    guards = maps.setdefault(naming.guard_map(family, bool(address)), Map(kind, {}))
+                    # Several mappings may guard one target; the first in the file gives its name to the entry.
+                    guards.entries.setdefault((address, key) if address else key, (0, mapping.name))
+    return maps
+
+
+def _mapped_to_themselves(mapping: Mapping) -> Iterator[tuple[str, int]]:
+    """(family, port key) of each port that the mapping sends to itself: no DNAT marks such a connection."""
+    for listen, target in mapping.pairs():
+        if mapping.shifted:
+            same = range(listen.first, listen.last + 1) if listen == mapping.to else range(0)
+        else:
+            same = range(target, target + 1) if listen.first <= target <= listen.last else range(0)
+        for port in same:
+            for protocol in mapping.protocol:
+                for family in mapping.families:
+                    yield family, port_key(PROTOCOLS[protocol], port)

@@ -1,0 +1,54 @@
+"""The addresses and interfaces of this host, in the network namespace of the calling thread."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from redirector.host.dumps import steadily
+from redirector.netlink import NETLINK_ROUTE, NetlinkSocket, table
+
+# linux/rtnetlink.h
+RTM_NEWADDR = 20
+RTM_GETADDR = 22
+# linux/if_addr.h
+IFA_ADDRESS = 1
+IFA_LOCAL = 2
+
+IFADDRMSG = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, interface index
+
+_SIZES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
+
+
+def address_of(row: bytes) -> str | None:
+    """The canonical text (RFC 5952) of the local address in an RTM_NEWADDR payload; None for other families.
+
+    On a point-to-point link IFA_ADDRESS is the other end, and IFA_LOCAL is ours; IPv6 has IFA_LOCAL there only.
+    """
+    if len(row) < IFADDRMSG.size:
+        return None
+    family = row[0]
+    attributes = table(row, IFADDRMSG.size)
+    packed = attributes.get(IFA_LOCAL, attributes.get(IFA_ADDRESS, b""))
+    if len(packed) != _SIZES.get(family):
+        return None
+    return socket.inet_ntop(family, packed)
+
+
+def local_addresses() -> set[str]:
+    """Every address of every interface, up or down, IPv4 and IPv6, as canonical text without zone or prefix.
+
+    Raises OSError: EBUSY if the addresses kept changing while they were read.
+    """
+    route = NetlinkSocket(NETLINK_ROUTE)
+    try:
+        rows = steadily(lambda: route.dump(RTM_GETADDR, IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)))
+    finally:
+        route.close()
+    found = (address_of(row.payload) for row in rows if row.kind == RTM_NEWADDR)
+    return {address for address in found if address is not None}
+
+
+def interfaces() -> set[str]:
+    """The names of every interface, up or down. Raises OSError."""
+    return {name for _index, name in socket.if_nameindex()}

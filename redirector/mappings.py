@@ -1,0 +1,215 @@
+"""Mapping files ↔ Ruleset. Reading reports every problem of a file in one run, each with its place.
+
+tomllib gives values without positions; positions are computed in a second pass over the text, and only after an
+error. `write` inverts `parse`, and `from_document` inverts `to_document` (the form kept in generations and plans).
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from redirector import source
+from redirector.errors import BadConfiguration
+from redirector.fields import Report, document, kind, parse_mapping, parse_settings, quoted, suggestion
+from redirector.model import InvalidModel, Mapping, Problem, Ruleset, Settings, ruleset_problems
+
+VERSION = 1
+ROOT_KEYS = ("version", "mapping", "settings")
+
+
+class Diagnostic(NamedTuple):
+    """One problem with its place: `line` and `column` count from 1, in characters; `text` is the source line."""
+
+    file: str
+    line: int
+    column: int
+    length: int
+    message: str
+    hint: str = ""
+    text: str = ""
+
+
+class InvalidFile(BadConfiguration):
+    """The mapping file has problems; all of them are in `diagnostics`, in the file's order."""
+
+    def __init__(self, diagnostics: list[Diagnostic]) -> None:
+        count = len(diagnostics)
+        first = diagnostics[0]
+        super().__init__(f"{first.file}:{first.line}:{first.column}: {first.message}" + f" (and {count - 1} more)" * (count > 1))
+        self.diagnostics = diagnostics
+
+
+class _File:
+    """One file on its way in: its text, and a way to its positions."""
+
+    def __init__(self, file: source.SourceFile) -> None:
+        self.name = file.name
+        self.data = file.data
+        self.text = ""
+        self.document: dict[str, Any] = {}
+        self.problems: list[Problem] = []
+        self._positions: Any = None
+
+    def diagnostic(self, problem: Problem, related: str = "") -> Diagnostic:
+        if self._positions is None:
+            from redirector.toml_positions import Positions  # only after an error
+
+            self._positions = Positions(self.text)
+        find = self._positions.key if problem.at_key else self._positions.value
+        place = find(problem.path)
+        message = f"{problem.message} (the other: {related})" if related else problem.message
+        return self.at(place.line, place.column, place.length, message, problem.hint)
+
+    def at(self, line: int, column: int, length: int, message: str, hint: str = "") -> Diagnostic:
+        lines = self.text.split("\n")
+        text = lines[line - 1].rstrip("\r") if line <= len(lines) else ""
+        return Diagnostic(self.name, line, column, length, message, hint, text)
+
+    def line_of(self, path: tuple[str | int, ...]) -> str:
+        place = self.diagnostic(Problem(path, ""))
+        return f"{place.file}:{place.line}"
+
+
+def load(path: str, *, insist: bool = True) -> Ruleset:
+    """The ruleset of a file, a folder or "-". Raises InvalidFile with every problem, BadConfiguration if unreadable."""
+    return parse(source.read(path, insist=insist))
+
+
+def parse(files: list[source.SourceFile]) -> Ruleset:
+    """The ruleset of the files together: one namespace of names, settings in at most one of them."""
+    opened = [_File(file) for file in files]
+    broken = [d for file in opened for d in _decode(file)]
+    if broken:
+        raise InvalidFile(broken)
+    mappings: list[Mapping] = []
+    places: list[tuple[_File, int]] = []  # where each mapping stands
+    settings, settings_file = Settings(), ""
+    for file in opened:
+        for index, mapping in _read_tables(file):
+            mappings.append(mapping)
+            places.append((file, index))
+        if "settings" in file.document:
+            report = Report(("settings",), file.problems)
+            if settings_file:
+                report(f"settings stand in {settings_file} already", "keep them in one file", at_key=True)
+            settings = parse_settings(file.document["settings"], report) or settings
+            settings_file = file.name
+    found = [file.diagnostic(problem) for file in opened for problem in file.problems]
+    for problem in ruleset_problems(mappings):
+        file, local = _locate(places, problem.path)
+        related = ""
+        if problem.related:
+            other, other_path = _locate(places, problem.related)
+            related = other.line_of(other_path)
+        found.append(file.diagnostic(problem._replace(path=local), related))
+    if found:
+        order = {file.name: i for i, file in enumerate(opened)}
+        raise InvalidFile(sorted(found, key=lambda d: (order[d.file], d.line, d.column)))
+    return Ruleset(tuple(mappings), settings)
+
+
+def _locate(places: list[tuple[_File, int]], path: tuple[str | int, ...]) -> tuple[_File, tuple[str | int, ...]]:
+    """From ("mapping", index among all, …) to the file and the path within it."""
+    file, index = places[int(path[1])]
+    return file, ("mapping", index, *path[2:])
+
+
+def _decode(file: _File) -> list[Diagnostic]:
+    """Bytes to text to TOML; what stops at the first error, because nothing behind it can be trusted."""
+    try:
+        file.text = file.data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = file.data[: error.start].decode("utf-8")
+        file.text = file.data.decode("utf-8", "replace")
+        line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+        message = f"byte 0x{file.data[error.start]:02x} is no UTF-8: a mapping file is UTF-8 text"
+        return [file.at(line, column, 1, message, "save the file as UTF-8")]
+    if file.text.startswith("\ufeff"):
+        return [file.at(1, 1, 1, "the file starts with a byte order mark", "save it as UTF-8 without one")]
+    try:
+        file.document = tomllib.loads(file.text)
+    except tomllib.TOMLDecodeError as error:
+        from redirector.toml_positions import syntax_error_position
+
+        message, place = syntax_error_position(error, file.text)
+        return [file.at(place.line, place.column, place.length, f"not TOML: {message}")]
+    except RecursionError:
+        return [file.at(1, 1, 1, "not a mapping file: its values are nested too deep")]
+    except ValueError as error:  # an integer of thousands of digits (sys.set_int_max_str_digits), an impossible date
+        return [file.at(1, 1, 1, f"not TOML: {error}")]
+    return []
+
+
+def _read_tables(file: _File) -> list[tuple[int, Mapping]]:
+    """The valid mappings with their index in the file; problems go to the file."""
+    root = Report((), file.problems)
+    for key in file.document:
+        if key not in ROOT_KEYS:
+            missing = [k for k in ROOT_KEYS if k not in file.document or k == "mapping"]
+            hint = suggestion(key, missing) or "at the top stand version, [[mapping]] and [settings]"
+            root.at(key)(f"unknown key {quoted(key)}", hint, at_key=True)
+    version = file.document.get("version")
+    if version is None:
+        root("the file has no version", "start it with: version = 1")
+    elif version != VERSION or isinstance(version, bool | float):
+        root.at("version")(f"version {quoted(version)} is not known here; this program reads version {VERSION}")
+    tables = file.document.get("mapping", [])
+    if not isinstance(tables, list):
+        hint = "write [[mapping]], with double brackets" if isinstance(tables, dict) else ""
+        root.at("mapping")(f"mapping must be an array of tables, not a {kind(tables)}", hint, at_key=True)
+        return []
+    parsed = ((i, parse_mapping(table, root.at("mapping", i))) for i, table in enumerate(tables))
+    return [(i, mapping) for i, mapping in parsed if mapping]
+
+
+def to_document(ruleset: Ruleset) -> dict[str, Any]:
+    """A ruleset as plain data, in the shape of the file; what generations and saved plans hold."""
+    found: dict[str, Any] = {"version": VERSION}
+    if ruleset.settings != Settings():
+        plain = Settings()
+        pairs = (("backend", ruleset.settings.backend), ("priority", ruleset.settings.priority))
+        found["settings"] = {key: value for key, value in pairs if value != getattr(plain, key)}
+    found["mapping"] = [document(mapping) for mapping in ruleset.mappings]
+    return found
+
+
+def from_document(data: Any) -> Ruleset:
+    """Inverts `to_document`. Raises InvalidModel for anything that it could not have made."""
+    problems: list[Problem] = []
+    root = Report((), problems)
+    if not isinstance(data, dict) or data.get("version") != VERSION or not isinstance(data.get("mapping"), list):
+        raise InvalidModel([Problem((), "not a ruleset of a version known here")])
+    settings = parse_settings(data.get("settings", {}), root.at("settings"))
+    mappings = [parse_mapping(table, root.at("mapping", i)) for i, table in enumerate(data["mapping"])]
+    if problems or settings is None:
+        raise InvalidModel(problems)
+    return Ruleset(tuple(m for m in mappings if m), settings)
+
+
+def digest(ruleset: Ruleset) -> str:
+    """SHA-256 (hex) of the canonical document: equal for files that mean the same."""
+    import hashlib
+
+    canonical = json.dumps(to_document(ruleset), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def write(ruleset: Ruleset) -> str:
+    """A mapping file (TOML 1.0) that means this ruleset."""
+    data = to_document(ruleset)
+    lines = [f"version = {VERSION}"]
+    tables = [("[settings]", data["settings"])] if "settings" in data else []
+    tables += [("[[mapping]]", table) for table in data["mapping"]]
+    for header, table in tables:
+        lines += ["", header, *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    # JSON's strings, numbers, booleans and arrays are TOML's as well, as long as non-ASCII stays as it is.
+    return json.dumps(value, ensure_ascii=False)
+
+

@@ -1,0 +1,298 @@
+"""What people write: ports, mappings, scopes, rulesets; frozen, validated at construction, with no I/O.
+
+A `Ruleset` is canonical: two files that mean the same give equal rulesets and the same digest. A *claim* is what a
+mapping asks of the kernel: connections that arrive (or that the host makes itself) within a `Scope`. Two claims of the
+same traffic in equal scopes are a conflict; in unequal scopes the narrower one wins, by `Scope.specificity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # IANA protocol numbers (linux/in.h)
+FAMILIES = ("ipv4", "ipv6")
+BACKENDS = ("auto", "nftables", "iptables-nft", "iptables-legacy")
+REWRITES = ("port", "redirect")
+MAX_ELEMENTS = 262_144
+DEFAULT_PRIORITY = -110
+
+ARRIVING = "arriving"  # connections from outside, seen at the prerouting hook
+OWN = "own"  # connections that the host makes to itself, seen at the output hook
+SIDES = (ARRIVING, OWN)
+
+
+class Problem(NamedTuple):
+    """Something wrong in a mapping file: `path` leads to it from the root of the document, as tomllib nests it.
+
+    `at_key` tells that the key is at fault and not its value. `hint` says what to do ("" where the message does).
+    `related` leads to another place that has to do with it: the other one of two that conflict.
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+    hint: str = ""
+    at_key: bool = False
+    related: tuple[str | int, ...] = ()
+
+
+class InvalidModel(ValueError):
+    """A mapping or ruleset that breaks its own rules; `problems` says which (paths relative to the object)."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(p.message for p in problems))
+        self.problems = problems
+
+
+class Ports(NamedTuple):
+    """The ports first..last, both included."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first + 1
+
+
+class Scope(NamedTuple):
+    """Which packets: `source` a network ("10.0.0.0/8"), `address` the one that the client used, `interface` the
+    arriving one ("veth*" is a wildcard). Each is canonical text, "" where any will do."""
+
+    source: str = ""
+    address: str = ""
+    interface: str = ""
+
+    @property
+    def family(self) -> str:
+        """The family that the addresses imply, "" where there are none."""
+        text = self.source or self.address
+        return "" if not text else "ipv6" if ":" in text else "ipv4"
+
+    @property
+    def specificity(self) -> tuple[int, int, int]:
+        """Greater wins: source prefix length (-1: none), address or not, interface (exact, wildcard length, none)."""
+        prefix = int(self.source.rpartition("/")[2]) if self.source else -1
+        if not self.interface:
+            width = -1
+        elif self.interface.endswith("*"):
+            width = len(self.interface) - 1
+        else:
+            width = 1000
+        return prefix, int(bool(self.address)), width
+
+    def __str__(self) -> str:
+        parts = (("from", self.source), ("at", self.address), ("on", self.interface))
+        return " ".join(f"{word} {value}" for word, value in parts if value)
+
+
+class Claim(NamedTuple):
+    """`side` of the host (ARRIVING, OWN) and `scope` in which a mapping wants its ports."""
+
+    side: str
+    scope: Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One `[[mapping]]`: the fields are the file's keys, lists as tuples, addresses canonical. See `fields.FIELDS`."""
+
+    name: str
+    listen: tuple[Ports, ...]
+    to: Ports
+    protocol: tuple[str, ...] = ("tcp",)
+    family: str = "both"
+    address: tuple[str, ...] = ()
+    interface: tuple[str, ...] = ()
+    source: tuple[str, ...] = ()
+    local: bool = True
+    exclusive: bool = False
+    rewrite: str = "port"
+    owner: str | int | None = None
+    enabled: bool = True
+    comment: str = ""
+    claims: tuple[Claim, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        problems = mapping_problems(self)
+        if problems:
+            raise InvalidModel(problems)
+        object.__setattr__(self, "claims", tuple(_claims(self)))
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        return FAMILIES if self.family == "both" else (self.family,)
+
+    @property
+    def shifted(self) -> bool:
+        """Whether a range goes one to one to a range of the same length."""
+        return self.to.count > 1
+
+    def pairs(self) -> Iterator[tuple[Ports, int]]:
+        """(listened range, first target port) of each range; the target stays the same unless `shifted`."""
+        for ports in self.listen:
+            yield ports, self.to.first
+
+    @property
+    def elements(self) -> int:
+        """How many map elements the kernel would hold for this mapping."""
+        redirects = len(self.protocol) * len({scope for _, scope in self.claims}) * sum(p.count for p in self.listen)
+        guards = len(self.protocol) * max(1, len(self.address)) * self.to.count if self.exclusive else 0
+        return redirects + guards
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The optional `[settings]` table; `priority` is the nftables priority of our NAT base chains."""
+
+    backend: str = "auto"
+    priority: int = DEFAULT_PRIORITY
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """Mappings in file order, and settings. Raises InvalidModel for names used twice and for conflicts."""
+
+    mappings: tuple[Mapping, ...] = ()
+    settings: Settings = Settings()
+
+    def __post_init__(self) -> None:
+        problems = ruleset_problems(self.mappings)
+        if problems:
+            raise InvalidModel(problems)
+
+    @property
+    def enabled(self) -> tuple[Mapping, ...]:
+        return tuple(m for m in self.mappings if m.enabled)
+
+
+def ipv6(text: str) -> bool:
+    """Whether a canonical address or network is an IPv6 one."""
+    return ":" in text
+
+
+def _claims(mapping: Mapping) -> Iterator[Claim]:
+    """What the mapping asks for: every source meets every address of its family, on every interface."""
+    seen: set[Claim] = set()
+    for source in mapping.source or ("",):
+        for address in mapping.address or ("",):
+            if source and address and ipv6(source) != ipv6(address):
+                continue
+            for interface in mapping.interface or ("",):
+                # The host's own packets never arrive: to them "lo" is a narrower scope of their own.
+                side = OWN if interface == "lo" else ARRIVING
+                seen.add(Claim(side, Scope(source, address, interface)))
+    if mapping.local:
+        seen.update(Claim(OWN, Scope("", address, "")) for address in mapping.address or ("",))
+    yield from sorted(seen)
+
+
+def mapping_problems(mapping: Mapping) -> list[Problem]:
+    """What is wrong between the fields of one mapping (each alone is the business of `fields`)."""
+    problems: list[Problem] = []
+    if not mapping.listen:
+        problems.append(Problem(("listen",), "listen is empty: name at least one port"))
+    # Two ranges that are neighbours in order are the only ones that need comparing.
+    order = sorted(range(len(mapping.listen)), key=lambda i: mapping.listen[i])
+    for before, after in zip(order, order[1:], strict=False):
+        if mapping.listen[after].first <= mapping.listen[before].last:
+            where, other = (after, before) if after > before else (before, after)
+            message = f"{mapping.listen[where]} overlaps {mapping.listen[other]}: a port may stand only once in listen"
+            problems.append(Problem(("listen", where), message))
+    if mapping.shifted and len(mapping.listen) != 1:
+        message = f"to = \"{mapping.to}\" is a range: listen must then be exactly one range, not {len(mapping.listen)}"
+        problems.append(Problem(("to",), message, "split the mapping, one for each range"))
+    elif mapping.shifted and mapping.listen and mapping.listen[0].count != mapping.to.count:
+        listen = mapping.listen[0]
+        fitting = mapping.to.first + listen.count - 1
+        hint = f'to = "{mapping.to.first}-{fitting}" has the length of listen' if fitting <= 65535 else ""
+        message = (
+            f"to = \"{mapping.to}\" has {mapping.to.count} ports, but listen = \"{listen}\" has {listen.count}: "
+            "a range goes to a range of the same length, or to one port"
+        )
+        problems.append(Problem(("to",), message, hint))
+    problems.extend(_family_problems(mapping))
+    return problems
+
+
+def _family_problems(mapping: Mapping) -> Iterator[Problem]:
+    for key, values, others, other_key in (
+        ("address", mapping.address, mapping.source, "source"),
+        ("source", mapping.source, mapping.address, "address"),
+    ):
+        for i, value in enumerate(values):
+            family = "ipv6" if ipv6(value) else "ipv4"
+            if family not in mapping.families:
+                message = f'{value} is {family}, but family = "{mapping.family}"'
+                yield Problem((key, i), message, f'leave family out, or say family = "{family}"')
+            elif others and all(ipv6(value) != ipv6(other) for other in others):
+                yield Problem((key, i), f"{value} is {family}, but no {other_key} of this mapping is")
+
+
+def ruleset_problems(mappings: Iterable[Mapping]) -> list[Problem]:
+    """Names used twice, conflicts and sheer size; paths start with ("mapping", index).
+
+    Conflicts are found by sorting the ranges of each (side, scope, protocol, family), so n ranges cost n log n.
+    """
+    problems: list[Problem] = []
+    names: dict[str, int] = {}
+    groups: dict[tuple[str, Scope, str, str], list[tuple[int, int, int]]] = {}
+    mappings = list(mappings)
+    for index, mapping in enumerate(mappings):
+        first = names.setdefault(mapping.name, index)
+        if first != index:
+            path, related = ("mapping", index, "name"), ("mapping", first, "name")
+            problems.append(Problem(path, f'the name "{mapping.name}" is already taken', related=related))
+        elements = mapping.elements
+        if elements > MAX_ELEMENTS:
+            message = (
+                f'"{mapping.name}" needs {elements:,} map elements, and one mapping may have {MAX_ELEMENTS:,} '
+                "(ports × protocols × scopes)"
+            )
+            problems.append(Problem(("mapping", index, "listen"), message, "name fewer sources, addresses or ports"))
+            continue
+        if not mapping.enabled:
+            continue
+        for side, scope in mapping.claims:
+            for family in (scope.family,) if scope.family else mapping.families:
+                for protocol in mapping.protocol:
+                    group = groups.setdefault((side, scope, protocol, family), [])
+                    group.extend((ports.first, ports.last, index) for ports in mapping.listen)
+    reported: set[tuple[int, int]] = set()
+    for (side, scope, protocol, _family), ranges in groups.items():
+        for one, other, ports in _overlaps(ranges):
+            pair = (min(one, other), max(one, other))
+            if pair not in reported:
+                reported.add(pair)
+                problems.append(_conflict(mappings, pair, Claim(side, scope), f"{protocol} {ports}"))
+    return sorted(problems, key=lambda p: p.path[1])
+
+
+def _overlaps(ranges: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, Ports]]:
+    """(index, other index, shared ports) for ranges (first, last, index) that share ports."""
+    if len(ranges) < 2:
+        return
+    ranges.sort()
+    active: list[tuple[int, int]] = []  # (last, index) of ranges that are still open; at most one in a good file
+    for first, last, index in ranges:
+        active = [(end, other) for end, other in active if end >= first][:8]
+        for end, other in active:
+            if other != index:
+                yield other, index, Ports(first, min(last, end))
+        active.append((last, index))
+
+
+def _conflict(mappings: list[Mapping], pair: tuple[int, int], claim: Claim, ports: str) -> Problem:
+    earlier, later = mappings[pair[0]], mappings[pair[1]]
+    who = "everybody" if claim.side == ARRIVING else "this host's own connections"
+    if str(claim.scope):
+        who = f"{'clients' if claim.side == ARRIVING else who} {claim.scope}"
+    hint = "narrow one by source, address or interface, or disable it"
+    if claim.side == OWN and any(m.source or m.interface for m in (earlier, later)):
+        hint = "say local = false in one of them"
+    message = f'"{later.name}" and "{earlier.name}" both claim {ports} of {who}, and neither is more specific'
+    return Problem(("mapping", pair[1], "listen"), message, hint, related=("mapping", pair[0], "listen"))

@@ -1,0 +1,90 @@
+"""Names of our chains and maps: readable in `nft list`, free of nft's keywords, and parsed back to what they stand for.
+
+nft's identifiers are a letter, then letters, digits and `/ - _ .`. Parts are joined by `_`; an IPv6 address has `-` for
+`:`; in an interface's name everything but letters, digits, `.` and `-` becomes `_` and two hexadecimal digits.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from redirector.model import Scope
+
+TABLE = "redirector"
+GUARD_CHAIN = "input"
+REFUSE_CHAIN = "refuse"
+BASE_CHAINS = {"arriving": "prerouting", "own": "output"}  # side → base chain, which has its hook's name
+
+_PLAIN = re.compile(r"[^A-Za-z0-9.-]")
+_PORT_MAP = re.compile(
+    r"(?:(?P<side>arriving|own)_)?(?:from_(?P<source>[0-9a-f.-]+/[0-9]+)_)?(?:at_(?P<address>[0-9a-f.-]+)_)?"
+    r"(?:on_(?P<interface>(?:[A-Za-z0-9.-]|_[0-9a-f]{2})+)_)?(?P<what>ports|redirects)(?:_(?P<family>ipv[46]))?"
+)
+
+
+class PortMap(NamedTuple):
+    """What a map of ports is for: `side` "" serves both; `family` "" is what the scope implies, or both."""
+
+    side: str
+    scope: Scope
+    family: str
+    rewrite: str
+
+
+def scope_words(scope: Scope) -> list[str]:
+    words: list[str] = []
+    if scope.source:
+        words += ["from", scope.source.replace(":", "-")]
+    if scope.address:
+        words += ["at", scope.address.replace(":", "-")]
+    if scope.interface:
+        words += ["on", _PLAIN.sub(lambda c: f"_{ord(c[0]):02x}", scope.interface)]
+    return words
+
+
+def chain(side: str, scope: Scope) -> str:
+    """The chain that holds what counts for one side and scope."""
+    return "_".join([side, *scope_words(scope)])
+
+
+def verdict_map(parent: str, what: str) -> str:
+    """The map by which the chain `parent` dispatches to narrower ones: `what` is such as "sources_ipv4_24"."""
+    return f"{parent}_{what}"
+
+
+def port_map(wanted: PortMap) -> str:
+    what = "ports" if wanted.rewrite == "port" else "redirects"
+    words = [wanted.side, *scope_words(wanted.scope), what, wanted.family]
+    return "_".join(word for word in words if word)
+
+
+def parse_port_map(name: str) -> PortMap | None:
+    """Inverts `port_map`; None for other names."""
+    match = _PORT_MAP.fullmatch(name)
+    if not match:
+        return None
+    interface = re.sub("_([0-9a-f]{2})", lambda c: chr(int(c[1], 16)), match["interface"] or "")
+    scope = Scope((match["source"] or "").replace("-", ":"), (match["address"] or "").replace("-", ":"), interface)
+    rewrite = "port" if match["what"] == "ports" else "redirect"
+    return PortMap(match["side"] or "", scope, match["family"] or "", rewrite)
+
+
+def guard_map(family: str, by_address: bool) -> str:
+    return "_".join(word for word in ("guards", family, "at" if by_address else "") if word)
+
+
+_GUARDS = (("", False), ("ipv4", False), ("ipv4", True), ("ipv6", False), ("ipv6", True))
+# Every set of guards that there can be: name → (family, whether the address is part of the key).
+GUARD_MAPS = {guard_map(f, at): (f, at) for f, at in _GUARDS}
+
+
+def where(name: str) -> str:
+    """In words, the packets that a map's entries count for."""
+    found = parse_port_map(name)
+    if found:
+        side = {"own": "for this host itself", "arriving": "for others only", "": ""}[found.side]
+        if found.side == "arriving" and (found.scope.source or found.scope.interface):
+            side = ""  # goes without saying
+        return " ".join(word for word in (str(found.scope), found.family, side) if word)
+    return GUARD_MAPS.get(name, ("", False))[0]

@@ -1,0 +1,176 @@
+"""What the kernel holds, as plain data: chains, rules, maps. Compiled from a Ruleset, or observed; one type for both.
+
+The words are nftables': a *base chain* sits at a hook, a *map* gives a value for a key, a *verdict* map a chain to jump
+to. Rules are symbolic and few; a backend writes each in its own form, and reads what it does not recognise as
+`Foreign`, so that drift is `desired != observed` and nothing else. Each map entry carries the name of its mapping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from redirector.model import PROTOCOLS, Ports
+
+# Kinds of maps, by key; the first two are keyed by protocol and port, `port_key`.
+PORTS = "ports"  # → (target port, mapping)
+GUARDS = "guards"  # set of (protocol, target port) → (0, mapping)
+GUARDS_AT = {"ipv4": "guards-ipv4", "ipv6": "guards-ipv6"}  # set of (address, port key) → (0, mapping)
+ADDRESSES = {"ipv4": "addresses-ipv4", "ipv6": "addresses-ipv6"}  # local address, or base of a network → (chain, "")
+INTERFACES = "interfaces"  # interface name → (chain, "")
+SETS = frozenset({GUARDS, *GUARDS_AT.values()})  # keys without data
+COUNTED = SETS | {PORTS}  # whose entries carry a counter and a comment
+
+Entries = dict[Any, tuple[Any, str]]
+
+
+class Hook(NamedTuple):
+    """Where a base chain is attached: `type` nat or filter, the hook's name, its priority and policy."""
+
+    type: str
+    hook: str
+    priority: int
+    policy: str = "accept"
+
+
+class LocalJump(NamedTuple):
+    """A destination that is one of this host's own addresses: jump (`fib daddr type local`)."""
+
+    chain: str
+
+
+class Dispatch(NamedTuple):
+    """Look `field` (source, address, interface) up in a verdict map; a miss goes on to the next rule.
+
+    `prefix` is the length to which a source is cut before the look-up.
+    """
+
+    field: str
+    family: str
+    prefix: int
+    map: str
+
+
+class Jump(NamedTuple):
+    """Jump if the packet is of `family` ("": any) and arrived on `interface` ("": any; "veth*" is a wildcard)."""
+
+    family: str
+    interface: str
+    chain: str
+
+
+class Translate(NamedTuple):
+    """Give the connection the port that the map has for it; a miss goes on. `rewrite` as in a mapping."""
+
+    rewrite: str
+    family: str
+    map: str
+
+
+class Guard(NamedTuple):
+    """A new connection from outside, not redirected, to an entry of the set (`at`: address and port): jump."""
+
+    family: str
+    at: bool
+    map: str
+    chain: str
+
+
+class Refuse(NamedTuple):
+    """Answer with a TCP reset (`how` "reset") or port unreachable ("unreachable")."""
+
+    how: str
+
+
+class Keep(NamedTuple):
+    """Does nothing but hold connection tracking, so that a drained table does not reset what it once redirected."""
+
+
+class Foreign(NamedTuple):
+    """A rule that we did not write, as text for people. Only ever observed."""
+
+    text: str
+
+
+Rule = LocalJump | Dispatch | Jump | Translate | Guard | Refuse | Keep | Foreign
+
+
+class Chain(NamedTuple):
+    """Rules in order; `hook` is None for a chain that is only jumped to."""
+
+    hook: Hook | None
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A map or set of one `kind`. `capacity` is how many entries the kernel's fixed hash can take: a fact, not a wish."""
+
+    kind: str
+    entries: Entries
+    capacity: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One table. `flags` are the kernel's table flags; `strays` names objects in it that no compiled Program has."""
+
+    chains: dict[str, Chain]
+    maps: dict[str, Map]
+    flags: int = 0
+    strays: tuple[str, ...] = ()
+
+
+class Route(NamedTuple):
+    """Entries that belong together, for people: a port range, its target, and where it counts.
+
+    `target` is None for a guard. `where` is the scope's text; `rewrite` as in a mapping.
+    """
+
+    protocol: str
+    ports: Ports
+    target: Ports | None
+    where: str = ""
+    rewrite: str = "port"
+
+    def __str__(self) -> str:
+        tail = f" {self.where}" if self.where else ""
+        if self.target is None:
+            return f"{self.protocol} {self.ports} refused when connected to directly{tail}"
+        redirect = " (redirect)" if self.rewrite == "redirect" else ""
+        return f"{self.protocol} {self.ports} → {self.target}{redirect}{tail}"
+
+
+def port_key(protocol: int, port: int) -> int:
+    """Protocol number and port in one integer: entries of a map by the ten thousand should be cheap."""
+    return protocol << 16 | port
+
+
+def protocol_name(number: int) -> str:
+    return next((name for name, known in PROTOCOLS.items() if known == number), f"protocol-{number}")
+
+
+def references(rule: Rule) -> str | None:
+    """The map that a rule looks things up in."""
+    return rule.map if isinstance(rule, Dispatch | Translate | Guard) else None
+
+
+def runs(entries: list[tuple[int, int | None]]) -> Iterator[tuple[int, Ports, Ports | None]]:
+    """(protocol number, ports, targets) for sorted (port key, target) pairs, neighbours joined where they can be."""
+    i = 0
+    while i < len(entries):
+        key, target = entries[i]
+        j = i + 1
+        step = None  # 0: many to one, 1: shifted; known from the second entry on
+        while j < len(entries) and entries[j][0] == entries[j - 1][0] + 1 and entries[j][0] >> 16 == key >> 16:
+            previous, following = entries[j - 1][1], entries[j][1]
+            delta = 0 if target is None or previous is None or following is None else following - previous
+            if delta not in (0, 1) or step not in (None, delta):
+                break
+            step = delta
+            j += 1
+        last_key, last_target = entries[j - 1]
+        targets = None if target is None or last_target is None else Ports(target, last_target)
+        yield key >> 16, Ports(key & 0xFFFF, last_key & 0xFFFF), targets
+        i = j

@@ -1,0 +1,90 @@
+"""Reading the bytes of a mapping file: a regular file, a folder of *.toml, or "-"; and who else could write it.
+
+Files are opened once, without blocking (a FIFO must not hang us), judged by the open descriptor, and read from it, so
+that what was judged is what is read.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from typing import NamedTuple
+
+from redirector.errors import BadConfiguration, printable
+
+MAX_BYTES = 16 << 20
+
+
+class SourceFile(NamedTuple):
+    """One file as it was read: its name as the person gave it, and its bytes."""
+
+    name: str
+    data: bytes
+
+
+def read(path: str, *, insist: bool = True) -> list[SourceFile]:
+    """The files behind `path`, in the order in which they count.
+
+    With insist=False also refuses what others than root or the caller may write. Raises BadConfiguration.
+    """
+    if path == "-":
+        return [SourceFile("<stdin>", _limited("<stdin>", sys.stdin.buffer.read(MAX_BYTES + 1)))]
+    shown = printable(path)
+    try:
+        names = [path]
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            entries = sorted(e for e in os.listdir(path) if e.endswith(".toml") and not e.startswith("."))
+            names = [os.path.join(path, e) for e in entries]
+            if not names:
+                raise BadConfiguration(f"{shown}: this folder holds no *.toml file", "put a mapping file into it")
+            if not insist:
+                _judge_folder(os.path.realpath(path))
+        return [_read_one(name, insist) for name in names]
+    except OSError as error:
+        hint = "name the file, or put it at that path" if isinstance(error, FileNotFoundError) else ""
+        raise BadConfiguration(f"{shown}: {error.strerror}", hint) from None
+    except ValueError:  # a NUL inside the name
+        raise BadConfiguration(f"{shown}: no file can have that name") from None
+
+
+def _read_one(name: str, insist: bool) -> SourceFile:
+    shown = printable(name)
+    descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadConfiguration(f"{shown}: not a regular file", "name a file, a folder of *.toml files, or -")
+        if not insist:
+            _judge(shown, status)
+            _judge_folder(os.path.dirname(os.path.realpath(name)))
+        return SourceFile(shown, _limited(shown, file.read(MAX_BYTES + 1)))
+
+
+def _limited(shown: str, data: bytes) -> bytes:
+    if len(data) > MAX_BYTES:
+        raise BadConfiguration(f"{shown}: larger than {MAX_BYTES >> 20} MiB", "split it into a folder of files")
+    return data
+
+
+def _judge_folder(path: str) -> None:
+    """Refuse a folder, or one above it, in which somebody else could put another file in place of ours."""
+    while True:
+        _judge(path, os.stat(path), folder=True)
+        parent = os.path.dirname(path)
+        if parent == path:
+            return
+        path = parent
+
+
+def _judge(shown: str, status: os.stat_result, *, folder: bool = False) -> None:
+    hint = "mend its owner and mode, or insist with --allow-unsafe-file"
+    if status.st_uid not in (0, os.geteuid()):
+        raise BadConfiguration(f"{printable(shown)}: unsafe: it belongs to user id {status.st_uid}", hint)
+    # In a sticky folder (/tmp) nobody can replace what is ours.
+    if folder and status.st_mode & stat.S_ISVTX:
+        return
+    if status.st_mode & stat.S_IWOTH:
+        raise BadConfiguration(f"{printable(shown)}: unsafe: everybody may write it", hint)
+    if status.st_mode & stat.S_IWGRP and status.st_gid != 0:
+        raise BadConfiguration(f"{printable(shown)}: unsafe: group id {status.st_gid} may write it", hint)
