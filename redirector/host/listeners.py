@@ -13,7 +13,8 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from redirector.host.dumps import steadily
@@ -39,6 +40,7 @@ ROW = struct.Struct("=BB2x2s2s16s16sI8x12xII")
 SOCKADDR_STORAGE = 128  # linux/socket.h, _K_SS_MAXSIZE
 
 FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, never bound
 WAITING = {"tcp": TCP_LISTEN, "udp": TCP_CLOSE, "sctp": TCP_LISTEN}
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"  # ::ffff:0:0/96, IPv4 addresses in IPv6 form (RFC 4291, 2.5.5.2)
@@ -64,7 +66,7 @@ class Listener(NamedTuple):
     @property
     def wildcard(self) -> bool:
         """Whether it listens on every address."""
-        return self.address in ("0.0.0.0", "::")
+        return self.address in WILDCARDS
 
     @property
     def loopback(self) -> bool:
@@ -79,7 +81,7 @@ class Listener(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """This end of an established TCP connection: local address (canonical text) and port, and the socket's inode."""
+    """Our end of an established TCP connection: local address (canonical text) and port, and the socket's inode."""
 
     address: str
     port: int
@@ -112,7 +114,7 @@ def listener_rows(protocol: str, payload: bytes) -> Iterator[Listener]:
         yield Listener(protocol, name, text, port, uid, inode, interface, v6only if name == "ipv6" else None)
 
 
-def connection_row(payload: bytes, inodes: Set[int]) -> Connection | None:
+def connection_row(payload: bytes, inodes: AbstractSet[int]) -> Connection | None:
     """The connection that one inet_diag_msg tells, if its inode is among `inodes`."""
     if len(payload) < ROW.size:
         return None
@@ -146,7 +148,7 @@ def listeners(protocols: Iterable[str]) -> list[Listener]:
     return found
 
 
-def connections_of(inodes: Set[int]) -> list[Connection]:
+def connections_of(inodes: AbstractSet[int]) -> list[Connection]:
     """The established TCP connections whose sockets are `inodes`. Raises OSError as `listeners` does."""
     if not inodes:
         return []

@@ -7,7 +7,8 @@ and processes end while we look: what cannot be read is passed over, so an absen
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 INIT = 1
@@ -62,7 +63,7 @@ def sockets(pid: int, proc: str = "/proc") -> set[int]:
     return set(_sockets(proc, pid))
 
 
-def owners(inodes: Set[int], proc: str = "/proc") -> dict[int, list[Process]]:
+def owners(inodes: AbstractSet[int], proc: str = "/proc") -> dict[int, list[Process]]:
     """Processes that hold these sockets, by inode; an inode whose holders cannot be seen is absent.
 
     The search goes by process id and ends when each inode has a holder, so workers that inherited a socket may be

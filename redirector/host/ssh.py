@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from redirector.errors import printable
@@ -42,11 +43,11 @@ class SshUse(NamedTuple):
 def ssh_ports(
     environ: Mapping[str, str],
     listeners: Iterable[Listener],
-    candidates: Set[int],
+    candidates: AbstractSet[int],
     *,
     proc: str = "/proc",
     unit_folders: Sequence[str] = UNIT_FOLDERS,
-    connections: Callable[[Set[int]], Iterable[Connection]] = connections_of,
+    connections: Callable[[AbstractSet[int]], Iterable[Connection]] = connections_of,
 ) -> list[SshUse]:
     """The ports that ssh uses in this network namespace, one entry per port and address, the most telling reason first.
 
@@ -78,7 +79,7 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[SshUse]:
 
 
 def _from_ancestors(
-    processes: list[Process], proc: str, connections: Callable[[Set[int]], Iterable[Connection]]
+    processes: list[Process], proc: str, connections: Callable[[AbstractSet[int]], Iterable[Connection]]
 ) -> Iterator[SshUse]:
     """The connections that ancestors hold, the nearest ancestor first."""
     holders: dict[int, Process] = {}
@@ -93,7 +94,7 @@ def _from_ancestors(
 
 
 def _from_listeners(
-    listeners: Iterable[Listener], candidates: Set[int], proc: str, unit_folders: Sequence[str]
+    listeners: Iterable[Listener], candidates: AbstractSet[int], proc: str, unit_folders: Sequence[str]
 ) -> Iterator[SshUse]:
     """Listeners of ssh servers, of systemd for an ssh server, and those on ssh's port whose owner cannot be seen."""
     watched = [one for one in listeners if one.protocol == "tcp" and one.port in candidates]

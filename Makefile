@@ -1,0 +1,70 @@
+# `make demo` and `make test` work in a fresh clone: each does all the set-up that it needs, and only once.
+# As root on Debian, packages that are missing come by apt-get; anybody else is told which ones to install.
+
+VENV  := .venv
+STAMP := $(VENV)/.stamp
+# For the venv. By default the first Python that is new enough and can make one: see the recipe of $(STAMP).
+PYTHON ?=
+# For pytest: make test ARGS='-k codec'
+ARGS ?=
+
+# nft and ip are in sbin, which Debian leaves out of a plain user's PATH.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: setup packages demo test lint bench clean always
+
+setup: packages $(STAMP)
+
+demo: setup
+	$(VENV)/bin/redirector demo
+
+test: setup
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy --strict redirector tests
+	$(VENV)/bin/lint-imports
+
+bench: setup
+	$(VENV)/bin/python bench/bench.py
+
+# The distribution's own python3 is the one that can have the nftables binding: tests run it as a child process.
+packages:
+	@missing=; \
+	command -v nft >/dev/null || missing="$$missing nftables"; \
+	command -v ip >/dev/null || missing="$$missing iproute2"; \
+	/usr/bin/python3 -c 'import nftables' 2>/dev/null || missing="$$missing python3-nftables"; \
+	/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	if [ -z "$$missing" ]; then \
+		:; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing$$missing"; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get -q update || echo "apt-get update failed: going on with the lists that are here" >&2; \
+		apt-get -q -y --no-install-recommends install $$missing; \
+	else \
+		echo "missing, and only root can install it: apt-get install$$missing" >&2; \
+	fi
+
+# The lock holds for the build of our own package, too: pip builds in a place apart, which knows no -c, only the
+# environment (PIP_CONSTRAINT up to pip 25.2, PIP_BUILD_CONSTRAINT from there on).
+$(STAMP): pyproject.toml constraints.txt $(shell $(VENV)/bin/python -c '' 2>/dev/null || echo always) | packages
+	@rm -f $@; \
+	if ! $(VENV)/bin/python -c '' 2>/dev/null; then \
+		for python in $(PYTHON) python3 /usr/bin/python3 python3.14 python3.13 python3.12 python3.11 none; do \
+			"$$python" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+		done; \
+		if [ "$$python" = none ]; then \
+			echo "no Python from 3.11 on that can make a venv: install python3-venv, or say make PYTHON=…" >&2; \
+			exit 1; \
+		fi; \
+		echo "making $(VENV) with $$("$$python" --version)"; \
+		"$$python" -m venv --clear $(VENV) || exit 1; \
+	fi; \
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+		$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' && touch $@
+
+clean:
+	rm -rf $(VENV) dist build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

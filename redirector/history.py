@@ -1,0 +1,277 @@
+"""Generations on disk, and the lock that orders our own writers.
+
+Theory of operation. Each generation is one JSON file, `generations/NNNNNN.json`, whole or not there at all: it is
+written to a temporary file, flushed to the disk (fsync), renamed, and the folder flushed. The highest number is the
+current generation; there is no pointer that could disagree. `prepare` does all that can fail for want of space or
+permission *before* the kernel is changed; what is left for afterwards is one rename.
+
+Files carry a checksum over their content. What cannot be read is told as `Unreadable`, never guessed at: the kernel
+is the truth, and a damaged record stops neither `apply` nor `status`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from redirector.errors import NotFound, NotPermitted, Refused, TryAgain, printable
+from redirector.mappings import digest, from_document, to_document
+from redirector.model import InvalidModel, Ruleset
+
+FORMAT = 1
+KEEP = 50
+LOCK_SECONDS = 10.0
+LOCK_POLL_SECONDS = 0.02
+_FILE = re.compile(r"([0-9]{6,})\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one generation records. `action` is apply, rollback or remove; `applied_at` ISO 8601, UTC; `origin` the
+    file (or generation) that it came from; `author` who; `identity` the namespace and boot; `program` the digest of
+    the Program that the kernel was to hold; `purged` that the table was taken away."""
+
+    generation: int
+    action: str
+    applied_at: str
+    origin: str
+    author: str
+    identity: str
+    backend: str
+    program: str
+    ruleset: Ruleset
+    confirmed: bool = True
+    purged: bool = False
+
+    @property
+    def digest(self) -> str:
+        return digest(self.ruleset)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A generation whose file is there, but damaged; `reason` in words."""
+
+    generation: int
+    reason: str
+
+
+class Prepared:
+    """A record that lies on the disk, one rename away from counting."""
+
+    def __init__(self, temporary: str, final: str, folder: str) -> None:
+        self._temporary, self._final, self._folder = temporary, final, folder
+
+    def keep(self) -> None:
+        """Make it the current generation. Raises OSError."""
+        os.rename(self._temporary, self._final)
+        _sync_folder(self._folder)
+
+    def discard(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._temporary)
+
+
+class History:
+    """The generations in one state folder. Raises errors.NotPermitted where the caller may not read or write it."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._generations = os.path.join(folder, "generations")
+
+    def numbers(self) -> list[int]:
+        """Every generation that has a file, readable or not, in ascending order."""
+        try:
+            names = os.listdir(self._generations)
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError:
+            raise Refused(f"{printable(self._generations)} is not a folder", "choose another --state-dir") from None
+        except PermissionError:
+            raise _forbidden(self.folder) from None
+        return sorted(int(match[1]) for match in map(_FILE.fullmatch, names) if match)
+
+    def current(self) -> Record | Unreadable | None:
+        """The latest generation; None before the first."""
+        numbers = self.numbers()
+        return self.read(numbers[-1]) if numbers else None
+
+    def read(self, number: int) -> Record | Unreadable:
+        """One generation. Raises NotFound where there is none of that number."""
+        try:
+            with open(self._path(number), "rb", opener=_no_follow) as file:
+                data = file.read()
+            return _decode(json.loads(data), number)
+        except FileNotFoundError:
+            raise NotFound(f"there is no generation {number}", "see: redirector history") from None
+        except PermissionError:
+            raise _forbidden(self.folder) from None
+        except InvalidModel as error:
+            return Unreadable(number, f"its mappings are invalid: {error}")
+        except (OSError, ValueError, RecursionError) as error:
+            return Unreadable(number, f"its file is damaged ({printable(str(error))[:100]})")
+
+    def all(self) -> list[Record | Unreadable]:
+        return [self.read(number) for number in self.numbers()]
+
+    def previous(self) -> int:
+        """The generation before the current one. Raises NotFound."""
+        numbers = self.numbers()
+        if len(numbers) < 2:
+            raise NotFound("there is no earlier generation to go back to", "see: redirector history")
+        return numbers[-2]
+
+    def next_number(self) -> int:
+        numbers = self.numbers()
+        return numbers[-1] + 1 if numbers else 1
+
+    def prepare(self, record: Record) -> Prepared:
+        """Write the record next to where it will count. Raises Refused where that fails; nothing then counts."""
+        final = self._path(record.generation)
+        temporary = f"{final}.{os.getpid()}.tmp"
+        try:
+            self.make_folders()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(temporary, flags, 0o600), "wb") as file:
+                file.write(_encode(record))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise _unwritable(self.folder, error) from None
+        return Prepared(temporary, final, self._generations)
+
+    def prune(self) -> None:
+        """Keep the last KEEP generations, and the last confirmed one however old; and no temporary file of the dead."""
+        numbers = self.numbers()
+        old = numbers[:-KEEP]
+        if old and not any(self._confirmed(number) for number in numbers[-KEEP:]):
+            kept = next((number for number in reversed(old) if self._confirmed(number)), None)
+            old = [number for number in old if number != kept]
+        for number in old:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path(number))
+        for name in os.listdir(self._generations):
+            if name.endswith(".tmp"):  # we hold the lock, so whoever wrote it is dead
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self._generations, name))
+
+    def make_folders(self) -> None:
+        """The state folder and what is in it, private. Raises Refused for one that others may write."""
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        status = os.lstat(self.folder) if not os.path.islink(self.folder) else os.stat(self.folder)
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            hint = "make it root's own with mode 0700, or choose another --state-dir"
+            raise Refused(f"the state folder {printable(self.folder)} can be written by others", hint)
+        os.makedirs(self._generations, mode=0o700, exist_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the one lock of this state folder. Raises TryAgain after LOCK_SECONDS, and says who holds it."""
+        try:
+            self.make_folders()
+            path = os.path.join(self.folder, "lock")
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(path, flags, 0o600)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+        try:
+            _acquire(descriptor)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)  # and with it the lock, as when the process dies
+
+    def _path(self, number: int) -> str:
+        return os.path.join(self._generations, f"{number:06d}.json")
+
+    def _confirmed(self, number: int) -> bool:
+        record = self.read(number)
+        return isinstance(record, Record) and record.confirmed
+
+
+def _acquire(descriptor: int) -> None:
+    """Take the lock; flock has no time-out of its own, so ask again and again within bounds."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
+                raise
+        if time.monotonic() > deadline:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            who = f"process {holder}" if holder.isdigit() else "another process"
+            raise TryAgain(f"{who} has been changing the mappings for {LOCK_SECONDS:.0f} s", "try again later")
+        time.sleep(LOCK_POLL_SECONDS)
+
+
+def _no_follow(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _sync_folder(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _forbidden(folder: str) -> NotPermitted:
+    return NotPermitted(f"you may not read the state in {printable(folder)}", "run it as root, or choose a --state-dir")
+
+
+def _unwritable(folder: str, error: OSError) -> NotPermitted | Refused:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        message = f"you may not write the state in {printable(folder)}; nothing was changed"
+        return NotPermitted(message, "run it as root, or choose a --state-dir")
+    message = f"the state in {printable(folder)} cannot be written ({error.strerror}); nothing was changed"
+    return Refused(message, "make room there, or choose another --state-dir")
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    import hashlib
+
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+_TEXTS = ("action", "applied_at", "origin", "author", "identity", "backend", "program")
+
+
+def _encode(record: Record) -> bytes:
+    content: dict[str, Any] = {"format": FORMAT, "generation": record.generation}
+    content |= {name: getattr(record, name) for name in _TEXTS}
+    content |= {"confirmed": record.confirmed, "purged": record.purged, "ruleset": to_document(record.ruleset)}
+    return json.dumps(content | {"checksum": _checksum(content)}, indent=1).encode() + b"\n"
+
+
+def _decode(content: Any, number: int) -> Record:
+    """Inverts `_encode`. Raises ValueError (InvalidModel is one) for what it could not have written."""
+    if not isinstance(content, dict):
+        raise ValueError("no record")
+    checksum = content.pop("checksum", "")
+    if checksum != _checksum(content):
+        raise ValueError("checksum differs")
+    if content.get("format") != FORMAT:
+        raise ValueError(f"format {content.get('format')!r} is not known here")
+    if content.get("generation") != number:
+        raise ValueError("it belongs to another generation")
+    texts = {name: content[name] for name in _TEXTS if isinstance(content.get(name), str)}
+    if len(texts) != len(_TEXTS):
+        raise ValueError("fields are missing")
+    flags = {name: content.get(name) is True for name in ("confirmed", "purged")}
+    return Record(generation=number, ruleset=from_document(content.get("ruleset")), **texts, **flags)

@@ -1,0 +1,371 @@
+"""Text, colour and JSON, for people and for scripts. Pure but for `Progress`.
+
+Each `…_json` function gives the fields that others rely on; adding one is fine, changing one is not. Text is for
+people and promises nothing. Names that others chose (users' files, foreign tables) come in escaped already.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
+
+from redirector.errors import printable
+from redirector.guards import Finding
+from redirector.history import Record, Unreadable
+from redirector.mappings import Diagnostic, to_document, write
+from redirector.model import Ruleset
+from redirector.plan import Change, Plan
+from redirector.program import Route
+from redirector.reconcile import Outcome, Status
+
+COLOURS = {"green": 32, "red": 31, "yellow": 33, "blue": 34, "bold": 1, "dim": 2}
+SIGNS = {"add": ("+", "green"), "remove": ("-", "red"), "change": ("~", "yellow")}
+ROUTES_SHOWN = 12
+
+
+class Paint:
+    """ANSI colours, or none: they are for terminals only, and NO_COLOR (no-color.org) turns them off."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+
+    def __call__(self, text: str, colour: str) -> str:
+        return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m" if self._enabled else text
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count:,} {word}" + ("" if count == 1 else "s")
+
+
+# -- problems of a file ------------------------------------------------------------------------------------------
+
+
+def diagnostic_text(found: Diagnostic, paint: Paint) -> str:
+    """`file:line:column: message`, the source line, a caret under the place, and what to do."""
+    lines = [f"{paint(f'{found.file}:{found.line}:{found.column}:', 'bold')} {printable(found.message)}"]
+    if found.text.strip():
+        start = max(0, found.column - 1 - 60)
+        shown = found.text[start : start + 100]
+        # One column for each character, whatever it is: tabs and what is not printable become one blank or dot.
+        clean = "".join(" " if c == "\t" else c if c.isprintable() else "·" for c in shown)
+        carets = "^" * max(1, min(found.length, len(shown) - (found.column - 1 - start)))
+        lines += [f"  {clean}", f"  {' ' * (found.column - 1 - start)}{paint(carets, 'red')}"]
+    if found.hint:
+        lines.append(f"  {paint('hint:', 'blue')} {printable(found.hint)}")
+    return "\n".join(lines)
+
+
+def diagnostic_json(found: Diagnostic) -> dict[str, Any]:
+    return {
+        "file": found.file,
+        "line": found.line,
+        "column": found.column,
+        "message": found.message,
+        "hint": found.hint,
+    }
+
+
+def finding_text(found: Finding, paint: Paint) -> str:
+    subject = f"{found.mapping}: " if found.mapping else ""
+    if found.flag:
+        return f"{paint('refused:', 'red')} {subject}{found.message} ({found.flag} to insist)"
+    return f"{paint('warning:', 'yellow')} {subject}{found.message}"
+
+
+def finding_json(found: Finding) -> dict[str, Any]:
+    return {"mapping": found.mapping or None, "message": found.message, "override": found.flag or None}
+
+
+# -- plans -------------------------------------------------------------------------------------------------------
+
+
+def merged(routes: Iterable[Route]) -> list[str]:
+    """Routes as text; those that differ by protocol only are joined: "tcp, udp 53 → 5353"."""
+    grouped: dict[Route, list[str]] = {}
+    for route in routes:
+        grouped.setdefault(route._replace(protocol=""), []).append(route.protocol)
+    return [str(route._replace(protocol=", ".join(protocols))) for route, protocols in grouped.items()]
+
+
+def change_lines(change: Change, paint: Paint, width: int) -> Iterator[str]:
+    """The lines of a diff for one change."""
+    sign, colour = SIGNS[change.action]
+    name = (change.mapping or "(table)").ljust(width)
+    gone, new = merged(change.gone), merged(change.new)
+    if not gone and not new:
+        yield f"{paint(sign, colour)} {name}  {change.detail}"
+        return
+    if change.action == "change":
+        if len(change.gone) == len(change.new) == 1 and change.gone[0]._replace(target=None) == change.new[0]._replace(target=None):
+            yield f"{paint(sign, colour)} {name}  {new[0]} (was {change.gone[0].target})"
+            return
+        yield f"{paint(sign, colour)} {name}"
+        yield from _cut((f"    {paint('-', 'red')} {line}" for line in gone), len(gone))
+        yield from _cut((f"    {paint('+', 'green')} {line}" for line in new), len(new))
+        return
+    lines = gone or new
+    yield f"{paint(sign, colour)} {name}  {lines[0]}"
+    yield from _cut((f"{paint(sign, colour)} {' ' * width}  {line}" for line in lines[1:]), len(lines) - 1)
+
+
+def _cut(lines: Iterable[str], count: int) -> Iterator[str]:
+    """At most ROUTES_SHOWN lines, and how many more there are."""
+    for shown, line in enumerate(lines):
+        if shown == ROUTES_SHOWN:
+            yield f"    … and {count - shown} more"
+            return
+        yield line
+
+
+def summary(plan: Plan) -> str:
+    """One line: how many mappings come, change and go."""
+    if not plan:
+        return "in sync: nothing to do"
+    counts = {"add": 0, "change": 0, "remove": 0}
+    structure = 0
+    for change in plan.changes:
+        if change.mapping is None:
+            structure += 1
+        else:
+            counts[change.action] += 1
+    parts = [f"{count} to {action}" for action, count in counts.items() if count]
+    if structure:
+        parts.append(plural(structure, "repair") + " of the table" if counts else "")
+    return ", ".join(parts)
+
+
+def plan_text(plan: Plan, paint: Paint) -> str:
+    changes = plan.changes
+    width = min(32, max((len(c.mapping or "(table)") for c in changes), default=0))
+    lines = [line for change in changes for line in change_lines(change, paint, width)]
+    if lines:
+        lines.append("")
+    return "\n".join([*lines, paint(summary(plan), "bold")])
+
+
+def route_json(route: Route) -> dict[str, Any]:
+    return {
+        "protocol": route.protocol,
+        "ports": str(route.ports),
+        "to": str(route.target) if route.target else None,
+        "where": route.where,
+        "rewrite": route.rewrite,
+    }
+
+
+def plan_json(plan: Plan, findings: Iterable[Finding] = ()) -> dict[str, Any]:
+    return {
+        "in_sync": not plan,
+        "changes": [
+            {
+                "action": change.action,
+                "mapping": change.mapping,
+                "detail": change.detail or "; ".join([f"- {r}" for r in merged(change.gone)] + [f"+ {r}" for r in merged(change.new)]),
+                "removed": [route_json(route) for route in change.gone],
+                "added": [route_json(route) for route in change.new],
+            }
+            for change in plan.changes
+        ],
+        "findings": [finding_json(found) for found in findings],
+    }
+
+
+def outcome_json(outcome: Outcome, findings: Iterable[Finding] = ()) -> dict[str, Any]:
+    found = plan_json(outcome.plan, findings)
+    return {"changed": bool(outcome.plan), "generation": outcome.generation, "recorded": outcome.recorded} | found
+
+
+# -- status ------------------------------------------------------------------------------------------------------
+
+
+STATES = {
+    "in-sync": ("in sync", "green"),
+    "drifted": ("drifted", "red"),
+    "drained": ("drained: no redirects", "yellow"),
+    "absent": ("nothing is applied", "yellow"),
+    "unknown": ("unknown", "red"),
+}
+
+
+def status_text(status: Status, file_note: str, paint: Paint) -> str:
+    words, colour = STATES[status.state]
+    record = status.record
+    parts = [paint(words, colour), status.backend]
+    if record:
+        parts.append(f"generation {record.generation}, {record.action} of {record.applied_at} by {printable(record.author)}")
+    lines = [" · ".join(parts)]
+    if record and record.ruleset.mappings:
+        drifted = {drift.mapping for drift in status.drift}
+        width = max(len(m.name) for m in record.ruleset.mappings)
+        lines.append("")
+        for mapping in record.ruleset.mappings:
+            taken = plural(status.connections.get(mapping.name, 0), "connection")
+            state = "drifted" if mapping.name in drifted else "in sync" if mapping.enabled else "disabled"
+            shade = {"drifted": "red", "in sync": "green", "disabled": "dim"}[state]
+            lines.append(f"  {mapping.name.ljust(width)}  {paint(state.ljust(8), shade)}  {taken}")
+    if status.drift:
+        lines += ["", *(f"  {paint(drift.kind, 'red')}: {drift.mapping or '(table)'}: {drift.detail}" for drift in status.drift)]
+        lines += ["", "mend it by: redirector apply"]
+    lines += [note for note in (status.note, file_note) if note]
+    return "\n".join(lines)
+
+
+def status_json(status: Status, file: str, changed: bool | None, file_error: str) -> dict[str, Any]:
+    record = status.record
+    drifted = {drift.mapping for drift in status.drift}
+    mappings = record.ruleset.mappings if record else ()
+    return {
+        "state": status.state,
+        "backend": status.backend,
+        "generation": record.generation if record else None,
+        "applied_at": record.applied_at if record else None,
+        "drift": [{"kind": d.kind, "mapping": d.mapping, "detail": d.detail} for d in status.drift],
+        "mappings": [
+            {
+                "name": m.name,
+                "enabled": m.enabled,
+                "in_sync": m.name not in drifted,
+                "connections": status.connections.get(m.name, 0),
+            }
+            for m in mappings
+        ],
+        "file": file,
+        "file_changed": changed,
+        "file_error": file_error,
+        "note": status.note,
+    }
+
+
+# -- history -----------------------------------------------------------------------------------------------------
+
+
+def record_json(record: Record | Unreadable) -> dict[str, Any]:
+    if isinstance(record, Unreadable):
+        return {"generation": record.generation, "unreadable": record.reason}
+    return {
+        "generation": record.generation,
+        "applied_at": record.applied_at,
+        "digest": record.digest,
+        "confirmed": record.confirmed,
+        "mappings": len(record.ruleset.mappings),
+        "action": record.action,
+        "origin": record.origin,
+        "author": record.author,
+        "backend": record.backend,
+    }
+
+
+def history_text(records: list[Record | Unreadable], paint: Paint) -> str:
+    if not records:
+        return "nothing was applied yet"
+    lines = []
+    for record in records:
+        if isinstance(record, Unreadable):
+            lines.append(f"{record.generation:>6}  {paint('unreadable', 'red')}: {record.reason}")
+            continue
+        count = plural(len(record.ruleset.mappings), "mapping")
+        origin = f"{record.action} of {printable(record.origin)}" if record.origin else record.action
+        state = "" if record.confirmed else paint("  not confirmed", "yellow")
+        lines.append(f"{record.generation:>6}  {record.applied_at}  {record.digest[:8]}  {count}, {origin}, by {printable(record.author)}{state}")
+    return "\n".join(lines)
+
+
+def show_text(record: Record) -> str:
+    """A generation as a mapping file that can be applied again."""
+    head = f"# generation {record.generation}: {record.action} of {printable(record.origin)}"
+    return f"{head}\n# {record.applied_at}, by {printable(record.author)}\n{write(record.ruleset)}"
+
+
+def show_json(record: Record) -> dict[str, Any]:
+    return record_json(record) | {"ruleset": to_document(record.ruleset)}
+
+
+def differences(one: Ruleset, other: Ruleset) -> list[tuple[str, str, str, str]]:
+    """(mapping, key, one's value, other's value) for everything in which two rulesets differ; "" where absent."""
+    found = []
+    if one.settings != other.settings:
+        first, second = to_document(one).get("settings", {}), to_document(other).get("settings", {})
+        found += [("[settings]", k, _value(first, k), _value(second, k)) for k in sorted(first.keys() | second.keys()) if first.get(k) != second.get(k)]
+    tables = [{m["name"]: m for m in to_document(r)["mapping"]} for r in (one, other)]
+    for name in [*tables[0], *(n for n in tables[1] if n not in tables[0])]:
+        first, second = tables[0].get(name, {}), tables[1].get(name, {})
+        keys = [*first, *(k for k in second if k not in first)]
+        found += [(name, k, _value(first, k), _value(second, k)) for k in keys if first.get(k) != second.get(k)]
+    return found
+
+
+def _value(table: dict[str, Any], key: str) -> str:
+    import json
+
+    return json.dumps(table[key], ensure_ascii=False) if key in table else ""
+
+
+def differences_text(found: list[tuple[str, str, str, str]], paint: Paint) -> str:
+    lines: list[str] = []
+    last = ""
+    for name, key, one, other in found:
+        if name != last:
+            lines.append(paint(name, "bold"))
+            last = name
+        lines += [f"  {paint('-', 'red')} {key} = {one}"] if one else []
+        lines += [f"  {paint('+', 'green')} {key} = {other}"] if other else []
+    return "\n".join(lines) or "no difference"
+
+
+# -- progress ----------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """On a terminal, a line that says what takes so long; it appears after half a second and cleans up after itself."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._what = ""
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._show, daemon=True) if stream.isatty() else None
+
+    def __call__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> Progress:
+        if self._thread:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._thread:
+            self._thread.join()
+
+    def _show(self) -> None:
+        seconds = 0.5
+        while not self._done.wait(0.5):
+            self._stream.write(f"\r\x1b[K{self._what} … {seconds:.0f} s")
+            self._stream.flush()
+            seconds += 0.5
+        if seconds > 0.5:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+
+def paint_for(stream: TextIO, environ: dict[str, str] | None = None) -> Paint:
+    """Colours if `stream` is a terminal that wants them."""
+    import os
+
+    values = os.environ if environ is None else environ
+    return Paint(stream.isatty() and not values.get("NO_COLOR") and values.get("TERM") != "dumb")
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print; a reader that went away, or a full disk, changes nothing about what was done to the kernel."""
+    target = stream or sys.stdout
+    try:
+        target.write(text + "\n")
+        target.flush()
+    except (OSError, ValueError):
+        import os
+
+        with open(os.devnull, "w", encoding="utf-8") as nothing:
+            os.dup2(nothing.fileno(), target.fileno())

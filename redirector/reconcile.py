@@ -1,0 +1,302 @@
+"""The story: observe, diff, guard, commit, verify, record, undo. Every command is one path through here.
+
+What holds throughout:
+- What is committed is what was planned against: the kernel compares the genid. Overtaken means observe and plan again,
+  bounded in number and time.
+- An acknowledged commit and a genid of exactly one more is proof. Anything else, and `verify` always, reads
+  everything back; the exit status tells what was found, never what was hoped.
+- A generation is written to disk before the commit and renamed after it, so that a full disk refuses and does not
+  surprise. If even the rename fails, the kernel is put back.
+- Nothing to do writes nothing, to the kernel or to the disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from redirector.backends.base import Backend, OutcomeDoubtful, Overtaken, Snapshot
+from redirector.compile import compile_ruleset
+from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain, printable
+from redirector.history import History, Record, Unreadable
+from redirector.mappings import digest
+from redirector.model import Ruleset
+from redirector.plan import Change, Plan, make_plan, program_digest
+from redirector.program import COUNTED, Program
+
+ATTEMPTS = 50
+SECONDS = 5.0
+GENID_LIMIT = 2**32
+
+Judge = Callable[[Ruleset, Plan, Snapshot], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a change comes from: the command, the file or generation, and who."""
+
+    action: str
+    source: str
+    author: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a change came to. `generation` is the current one afterwards; `recorded` whether it is a new one."""
+
+    plan: Plan
+    generation: int | None
+    recorded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is wanted: `ruleset`, or with `purge` no table at all. `replace_foreign` takes away a table that is not
+    ours; `verify` reads back even after proof; `expected` is the observed Program's digest that a saved plan holds."""
+
+    ruleset: Ruleset
+    origin: Origin
+    purge: bool = False
+    replace_foreign: bool = False
+    verify: bool = False
+    expected: str = ""
+    judge: Judge = field(default=lambda ruleset, plan, snapshot: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One difference between the kernel and the last applied generation, in mappings where it can be told so.
+
+    `kind`: missing, extra or changed (of a mapping's routes), or structure (chains, rules, maps, the table).
+    """
+
+    kind: str
+    mapping: str | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the kernel holds against the last applied generation; `connections` by mapping, `record` None if unknown."""
+
+    state: str
+    backend: str
+    record: Record | None
+    drift: tuple[Drift, ...]
+    connections: dict[str, int]
+    note: str = ""
+
+
+def desired_program(ruleset: Ruleset, purge: bool = False) -> Program | None:
+    return None if purge else compile_ruleset(ruleset)
+
+
+def plan_for(ruleset: Ruleset, snapshot: Snapshot, *, purge: bool = False, replace_foreign: bool = False) -> Plan:
+    """What would lead from the snapshot to the ruleset. Raises Refused for a table that is not ours."""
+    observed = snapshot.program
+    if snapshot.foreign:
+        if not replace_foreign:
+            message = f"the kernel has a table inet redirector that is not ours: {snapshot.foreign}"
+            raise Refused(message, "rename or remove it, or insist with --replace-foreign")
+        observed = Program({}, {}, 0, ("a table that is not ours",))
+    desired = desired_program(ruleset, purge)
+    if desired is not None and not ruleset.enabled and observed is None:
+        desired = None  # nothing to drain: no table is as good as an empty one
+    return make_plan(desired, observed)
+
+
+def change(backend: Backend, history: History, wish: Wish) -> Outcome:
+    """Make it so, and record it. The lock of `history` must be held."""
+    current = history.current()
+    deadline = time.monotonic() + SECONDS
+    for _ in range(ATTEMPTS):
+        snapshot = backend.observe()
+        if wish.expected and program_digest(snapshot.program) != wish.expected:
+            raise TryAgain("the kernel's redirects have changed since this plan was made", "plan again")
+        plan = plan_for(wish.ruleset, snapshot, purge=wish.purge, replace_foreign=wish.replace_foreign)
+        if plan:
+            wish.judge(wish.ruleset, plan, snapshot)
+        try:
+            return _carry_out(backend, history, wish, plan, snapshot, current)
+        except Overtaken:
+            if time.monotonic() > deadline:
+                break
+    raise TryAgain("others keep changing the kernel's tables in between; nothing was changed", "try again in a moment")
+
+
+def _carry_out(
+    backend: Backend,
+    history: History,
+    wish: Wish,
+    plan: Plan,
+    snapshot: Snapshot,
+    current: Record | Unreadable | None,
+) -> Outcome:
+    """Commit one plan and record it. Raises Overtaken where somebody else was faster."""
+    known = current if isinstance(current, Record) else None
+    same = known is not None and digest(wish.ruleset) == known.digest and wish.purge == known.purged
+    nothing_ever = current is None and plan.desired is None and not plan
+    if same or nothing_ever:
+        # Healing drift, or nothing at all: the record stands.
+        if plan:
+            _commit(backend, plan, snapshot, wish.verify)
+        return Outcome(plan, known.generation if known else None, False)
+    record = Record(
+        generation=history.next_number(),
+        action=wish.origin.action,
+        applied_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        origin=wish.origin.source,
+        author=wish.origin.author,
+        identity=backend.identity(),
+        backend=backend.name,
+        program=program_digest(plan.desired),
+        ruleset=wish.ruleset,
+        purged=wish.purge,
+    )
+    prepared = history.prepare(record)
+    try:
+        if plan:
+            _commit(backend, plan, snapshot, wish.verify)
+    except BaseException as error:
+        # An unknown outcome leaves no record either: status then compares with the last certain one.
+        prepared.discard()
+        raise error
+    try:
+        prepared.keep()
+    except OSError as error:
+        prepared.discard()
+        _undo(backend, snapshot, f"the generation could not be recorded ({error.strerror})")
+    history.prune()
+    return Outcome(plan, record.generation, True)
+
+
+def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> None:
+    """One transaction, and the proof that it happened. Raises Overtaken, Refused, OutcomeUnknown."""
+    try:
+        backend.commit(plan.steps, snapshot.genid, _carried(plan, snapshot))
+        if not verify and backend.genid() == _after(snapshot.genid):
+            return
+        doubt = ""
+    except OutcomeDoubtful as error:
+        doubt = str(error) or "no answer"
+    except OSError as error:  # asking for the genid failed, after the commit
+        doubt = error.strerror or str(error)
+    try:
+        found = backend.observe()
+    except (RedirectorError, OSError) as error:
+        message = f"the transaction was sent, and then the kernel could not be read ({printable(str(error))})"
+        raise OutcomeUnknown(message, "see: redirector status") from None
+    if not make_plan(plan.desired, found.program) and not found.foreign:
+        return
+    if doubt and found.program == snapshot.program:
+        raise Refused(f"the kernel did not take the transaction ({printable(doubt)}); nothing was changed", "try again")
+    raise Overtaken  # ours, and then somebody else's: plan again from what is there now
+
+
+def _after(genid: int) -> int:
+    """The genid that one commit leads to; the kernel skips 0."""
+    return (genid + 1) % GENID_LIMIT or 1
+
+
+def _carried(plan: Plan, snapshot: Snapshot) -> dict[str, dict[object, tuple[int, int]]]:
+    """Counters of entries that a map made anew takes over: same key, same value."""
+    if plan.desired is None or plan.observed is None:
+        return {}
+    carried = {}
+    for name, counted in snapshot.counters.items():
+        wanted, had = plan.desired.maps.get(name), plan.observed.maps.get(name)
+        if wanted and had and any(getattr(step, "kind", None) and getattr(step, "name", "") == name for step in plan.steps):
+            carried[name] = {k: v for k, v in counted.items() if wanted.entries.get(k) == had.entries.get(k)}
+    return carried
+
+
+def _undo(backend: Backend, before: Snapshot, reason: str) -> None:
+    """Put the kernel back as `before` was. Always raises: RolledBack, or OutcomeUnknown where that failed too."""
+    for _ in range(ATTEMPTS):
+        try:
+            now = backend.observe()
+            plan = make_plan(before.program, now.program)
+            if not plan:
+                raise RolledBack(f"{reason}; the redirects were put back as they were")
+            backend.commit(plan.steps, now.genid, {})
+        except Overtaken:
+            continue
+        except (RedirectorError, OSError, OutcomeDoubtful) as error:
+            if isinstance(error, RolledBack):
+                raise
+            raise OutcomeUnknown(f"{reason}, and undoing it failed: {printable(str(error))}") from None
+    raise OutcomeUnknown(f"{reason}, and others kept the undo from happening", "see: redirector status")
+
+
+def rollback_target(history: History, number: int | None) -> Record:
+    """The generation to go back to. Raises NotFound where there is none, or it cannot be read."""
+    record = history.read(history.previous() if number is None else number)
+    if isinstance(record, Unreadable):
+        message = f"generation {record.generation} cannot be gone back to: {record.reason}"
+        raise NotFound(message, "choose another: redirector history")
+    return record
+
+
+def status(backend: Backend, history: History) -> Status:
+    """Compare the kernel with the last applied generation."""
+    current = history.current()
+    snapshot = backend.observe()
+    connections = count_connections(snapshot)
+    record = current if isinstance(current, Record) else None
+    name = backend.name
+
+    def make(state: str, drift: Iterable[Drift] = (), note: str = "") -> Status:
+        return Status(state, name, record, tuple(drift), connections, note)
+
+    if isinstance(current, Unreadable):
+        return make("unknown", note=f"generation {current.generation}: {current.reason}; apply the file again")
+    if record is None:
+        if snapshot.foreign:
+            return make("absent", note=f"there is a table inet redirector that is not ours: {snapshot.foreign}")
+        if snapshot.program is None:
+            return make("absent", note="nothing was applied yet")
+        return make("unknown", note="the kernel holds our table, but no generation is recorded here")
+    if snapshot.foreign:
+        detail = f"a table of our name is not ours: {snapshot.foreign}"
+        return make("drifted", [Drift("structure", None, detail)])
+    if snapshot.program is None and (record.purged or not record.ruleset.enabled):
+        return make("absent" if record.purged else "drained")
+    desired = desired_program(record.ruleset, record.purged)
+    plan = make_plan(desired, snapshot.program)
+    if plan:
+        gone = [Drift("structure", None, "the table is gone")] if snapshot.program is None else []
+        return make("drifted", [*gone, *(_drift(c) for c in plan.changes)], _elsewhere(backend, record))
+    return make("in-sync" if record.ruleset.enabled else "drained")
+
+
+def _elsewhere(backend: Backend, record: Record) -> str:
+    """A hint where the record was made in another namespace of the same boot."""
+    boot, _, place = record.identity.partition("/")
+    now_boot, _, now_place = backend.identity().partition("/")
+    if boot == now_boot and place != now_place:
+        return "this state folder was last used in another network namespace"
+    return "the machine has been restarted since" if boot != now_boot else ""
+
+
+def _drift(found: Change) -> Drift:
+    kinds = {"add": "missing", "remove": "extra", "change": "changed"}
+    if found.mapping is None:
+        return Drift("structure", None, found.detail)
+    # What apply would take away is there too much, and what it would add is missing.
+    lines = [f"has {route}" for route in found.gone] + [f"lacks {route}" for route in found.new]
+    return Drift(kinds[found.action], found.mapping, "; ".join(lines) or found.detail)
+
+
+def count_connections(snapshot: Snapshot) -> dict[str, int]:
+    """Connections taken by each mapping, since its entries were loaded; guards do not count."""
+    totals: dict[str, int] = {}
+    if snapshot.program is None:
+        return totals
+    for name, found in snapshot.program.maps.items():
+        if found.kind not in COUNTED or name.startswith("guards"):
+            continue
+        counters = snapshot.counters.get(name, {})
+        for key, (_, mapping, *_) in found.entries.items():
+            totals[mapping] = totals.get(mapping, 0) + counters.get(key, (0, 0))[0]
+    return totals
