@@ -6,11 +6,11 @@ inside the commands, because `redirector apply` should cost what it uses. Every 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -26,20 +26,22 @@ if TYPE_CHECKING:
     from redirector.output import Paint
     from redirector.plan import Plan
     from redirector.reconcile import Origin, Outcome
+    from redirector.saved import SavedPlan
+    from redirector.source import SourceFile
 
 DEFAULT_FILE = "/etc/redirector/mappings.toml"
 DEFAULT_STATE = "/var/lib/redirector"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(slots=True)
 class App:
     """What all commands share: the options that may stand before or after the command's name."""
 
-    state_dir: str = ""
-    netns: str = ""
-    json: bool = False
-    findings: list[Finding] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.state_dir = ""
+        self.netns = ""
+        self.json = False
+        self.findings: list[Finding] = []
 
     @property
     def paint(self) -> Paint:
@@ -198,13 +200,13 @@ def plan(app: App, file: str, out: str | None, replace_foreign: bool) -> int:
 @pass_app
 def apply(app: App, file: str, dry_run: bool, verify: bool, allow_unsafe_file: bool, **insist: bool) -> int:
     """Make the kernel hold FILE (or a saved PLAN), verify it, and record a generation."""
-    from redirector import mappings, output, reconcile, saved, source
+    from redirector import mappings, output, reconcile, source
 
     with output.Progress(sys.stderr) as progress:
         progress(f"reading {printable(file)}")
         files = source.read(file, insist=allow_unsafe_file)
         app.enter_namespace()
-        made = saved.read(files)
+        made = _saved_plan(files)
         ruleset = made.ruleset if made else mappings.parse(files)
         backend = app.backend(ruleset.settings.backend)
         if made:
@@ -270,15 +272,15 @@ def rollback(app: App, generation: int | None, verify: bool, **insist: bool) -> 
 @pass_app
 def status(app: App, file: str | None) -> int:
     """Compare the kernel with the last applied generation. Exits 0 in sync, 2 drift, 3 nothing applied, 4 unknown."""
-    from redirector import output, reconcile
+    from redirector import output
+    from redirector import status as against
 
     with output.Progress(sys.stderr) as progress:
-        app_files = _file_state
         progress("reading the kernel's tables")
         app.enter_namespace()
-        found = reconcile.status(app.backend(), app.history())
+        found = against.status(app.backend(), app.history())
         progress("comparing")
-        path, changed, error = app_files(file, found.record.origin if found.record else "", found.record)
+        path, changed, error = _file_state(file, found.record.origin if found.record else "", found.record)
     note = ""
     if changed:
         note = f"{printable(path)} has changed since: redirector plan shows how"
@@ -465,6 +467,15 @@ def _origin_path(file: str) -> str:
     return "<stdin>" if file == "-" else os.path.abspath(file)
 
 
+def _saved_plan(files: list[SourceFile]) -> SavedPlan | None:
+    """The plan that a file holds, None for a mapping file: no TOML starts with a brace."""
+    if len(files) != 1 or files[0].data[:1] != b"{":
+        return None
+    from redirector import saved
+
+    return saved.read(files[0])
+
+
 def _file_state(file: str | None, origin: str, record: Any) -> tuple[str, bool | None, str]:
     """(path, whether it differs from what was applied, why that cannot be told)."""
     from redirector import mappings
@@ -473,13 +484,15 @@ def _file_state(file: str | None, origin: str, record: Any) -> tuple[str, bool |
     if record is None or (not file and not os.path.exists(path)):
         return path, None, ""
     try:
-        return path, mappings.digest(mappings.load(path)) != record.digest, ""
+        return path, mappings.load(path) != record.ruleset, ""
     except RedirectorError as error:
         return path, None, error.message
 
 
 def main() -> NoReturn:
     """Run, and end the process with the exit code that the kernel's state deserves."""
+    # A process of milliseconds leaves no garbage worth collecting, and 60,000 entries are expensive to walk.
+    gc.disable()
     json_wanted = "--json" in sys.argv[1:]
     try:
         code = cli.main(standalone_mode=False, prog_name="redirector")

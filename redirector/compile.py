@@ -55,17 +55,16 @@ def compile_ruleset(ruleset: Ruleset) -> Program:
     leaves = _leaves(ruleset.enabled)
     maps = {naming.port_map(wanted): Map(PORTS, entries) for wanted, entries in leaves.items()}
     maps |= _guards(ruleset.enabled)
-    frame = skeleton(maps, ruleset.settings.priority)
+    frame = skeleton(leaves, maps, ruleset.settings.priority)
     return Program(frame.chains, maps | frame.maps)
 
 
-def skeleton(names: Iterable[str], priority: int) -> Program:
-    """The chains and verdict maps around maps of ports and guards, which are known by their names alone.
+def skeleton(leaves: Iterable[PortMap], names: Iterable[str], priority: int) -> Program:
+    """The chains and verdict maps around maps of ports (`leaves`) and of guards (by their `names`, others are ignored).
 
-    That the frame follows from the names is what lets a damaged frame be told from mappings that come or go.
+    That the frame follows from these alone is what lets a damaged frame be told from mappings that come or go.
     """
-    names = list(names)
-    leaves = [wanted for wanted in map(naming.parse_port_map, names) if wanted]
+    leaves, names = list(leaves), set(names)
     chains: dict[str, Chain] = {}
     maps: dict[str, Map] = {}
     for side in SIDES:

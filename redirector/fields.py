@@ -27,11 +27,11 @@ from redirector.model import (
 Path = tuple[str | int, ...]
 Schema = dict[str, Any]
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
-RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})", re.ASCII)
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+RANGE = "([0-9]{1,5})-([0-9]{1,5})"
 # What the kernel accepts as an interface name (dev_valid_name: no "/", ":", white space), less what rule languages
 # give a meaning: quotes, backslash, "*" and iptables' "+".
-INTERFACE = re.compile(r"[!#-)\-.0-9;-Z^-~]+", re.ASCII)
+INTERFACE = r"[!#-)\-.0-9;-Z^-~]+"
 IFNAMSIZ = 16  # linux/if.h, with the final NUL
 # Priorities at or below NF_IP_PRI_CONNTRACK (-200, linux/netfilter_ipv4.h) are refused for NAT by the kernel.
 PRIORITIES = (-199, 32767)
@@ -93,7 +93,7 @@ def port(value: object, report: Report) -> int | None:
 def ports(value: object, report: Report) -> Ports | None:
     """A port, or "first-last"."""
     if isinstance(value, str) and not value.isdigit():
-        match = RANGE.fullmatch(value)
+        match = re.fullmatch(RANGE, value)
         if not match:
             hint = f'write "{"-".join(re.findall("[0-9]+", value))}"' if re.fullmatch(r"\d+\D{1,3}\d+", value) else ""
             return report(f'{quoted(value)} is no port range: write "first-last", such as "8000-8099"', hint)
@@ -127,7 +127,7 @@ def boolean(value: object, report: Report) -> bool | None:
 def name(value: object, report: Report) -> str | None:
     if not isinstance(value, str):
         return report(f"a name is text, not the {kind(value)} {quoted(value)}", f'write "{value}" in quotes')
-    if NAME.fullmatch(value):
+    if re.fullmatch(NAME, value):
         return value
     return report(
         f"{quoted(value)} is no name: letters, digits, '.', '_' and '-', starting with a letter or digit, at most 63"
@@ -228,7 +228,7 @@ def interface(value: object, report: Report) -> str | None:
     if len(value) >= IFNAMSIZ:
         return report(f"{quoted(value)} is longer than an interface name can be ({IFNAMSIZ - 1})")
     stem = value[:-1] if value.endswith("*") else value
-    if not INTERFACE.fullmatch(stem) or value in (".", ".."):
+    if not re.fullmatch(INTERFACE, stem) or value in (".", ".."):
         return report(f"{quoted(value)} cannot be the name of an interface")
     return value
 
@@ -272,7 +272,7 @@ TEXT: Schema = {"type": "string"}
 FLAG: Schema = {"type": "boolean"}
 
 FIELDS: dict[str, Field] = {
-    "name": Field(name, {"type": "string", "pattern": f"^{NAME.pattern}$"}, "how people refer to it", True),
+    "name": Field(name, {"type": "string", "pattern": f"^{NAME}$"}, "how people refer to it", True),
     "listen": Field(several(ports), _one_or_many(PORTS), "the port or ports that clients use", True),
     "to": Field(ports, PORTS, "the target: one port, or a range of the same length as listen", True),
     "protocol": Field(
@@ -364,7 +364,7 @@ def parse_settings(table: object, report: Report) -> Settings | None:
 
 
 def _is_name(value: object) -> bool:
-    return isinstance(value, str) and NAME.fullmatch(value) is not None
+    return isinstance(value, str) and re.fullmatch(NAME, value) is not None
 
 
 def _written(value: object) -> object:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from redirector.decide import target
@@ -30,16 +29,15 @@ class Finding(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What the host says of itself. `addresses` is None where nobody needed them; `users` maps the owners named in
     the ruleset to user ids (None: no such user); `processes` who holds the listening sockets that matter, by inode."""
 
     listeners: tuple[Listener, ...] = ()
     ssh: tuple[SshUse, ...] = ()
     addresses: frozenset[str] | None = None
-    users: dict[str | int, int | None] = field(default_factory=dict)
-    processes: dict[int, list[Process]] = field(default_factory=dict)
+    users: dict[str | int, int | None] = {}
+    processes: dict[int, list[Process]] = {}
 
 
 def captured_ports(ruleset: Ruleset) -> set[int]:

@@ -16,12 +16,12 @@ import errno
 import fcntl
 import json
 import os
-import re
 import stat
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from redirector.errors import NotFound, NotPermitted, Refused, TryAgain, printable
 from redirector.mappings import digest, from_document, to_document
@@ -31,14 +31,13 @@ FORMAT = 1
 KEEP = 50
 LOCK_SECONDS = 10.0
 LOCK_POLL_SECONDS = 0.02
-_FILE = re.compile(r"([0-9]{6,})\.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """What one generation records. `action` is apply, rollback or remove; `applied_at` ISO 8601, UTC; `origin` the
-    file (or generation) that it came from; `author` who; `identity` the namespace and boot; `program` the digest of
-    the Program that the kernel was to hold; `purged` that the table was taken away."""
+    file (or generation) that it came from; `author` who; `identity` the namespace and boot; `purged` that the table was
+    taken away."""
 
     generation: int
     action: str
@@ -47,7 +46,6 @@ class Record:
     author: str
     identity: str
     backend: str
-    program: str
     ruleset: Ruleset
     confirmed: bool = True
     purged: bool = False
@@ -57,8 +55,7 @@ class Record:
         return digest(self.ruleset)
 
 
-@dataclass(frozen=True, slots=True)
-class Unreadable:
+class Unreadable(NamedTuple):
     """A generation whose file is there, but damaged; `reason` in words."""
 
     generation: int
@@ -98,7 +95,8 @@ class History:
             raise Refused(f"{printable(self._generations)} is not a folder", "choose another --state-dir") from None
         except PermissionError:
             raise _forbidden(self.folder) from None
-        return sorted(int(match[1]) for match in map(_FILE.fullmatch, names) if match)
+        stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+        return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit() and len(stem) >= 6)
 
     def current(self) -> Record | Unreadable | None:
         """The latest generation; None before the first."""
@@ -243,13 +241,12 @@ def _unwritable(folder: str, error: OSError) -> NotPermitted | Refused:
 
 
 def _checksum(content: dict[str, Any]) -> str:
-    import hashlib
-
+    """Against accidents, not attackers: whoever can write here is root (and loading hashlib costs 3 ms)."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return f"{zlib.crc32(canonical.encode()):08x}"
 
 
-_TEXTS = ("action", "applied_at", "origin", "author", "identity", "backend", "program")
+_TEXTS = ("action", "applied_at", "origin", "author", "identity", "backend")
 
 
 def _encode(record: Record) -> bytes:

@@ -16,8 +16,9 @@ GUARD_CHAIN = "input"
 REFUSE_CHAIN = "refuse"
 BASE_CHAINS = {"arriving": "prerouting", "own": "output"}  # side → base chain, which has its hook's name
 
-_PLAIN = re.compile(r"[^A-Za-z0-9.-]")
-_PORT_MAP = re.compile(
+# Compiled when first used: `apply` of a plain file never is (re keeps them after that).
+_PLAIN = r"[^A-Za-z0-9.-]"
+_PORT_MAP = (
     r"(?:(?P<side>arriving|own)_)?(?:from_(?P<source>[0-9a-f.-]+/[0-9]+)_)?(?:at_(?P<address>[0-9a-f.-]+)_)?"
     r"(?:on_(?P<interface>(?:[A-Za-z0-9.-]|_[0-9a-f]{2})+)_)?(?P<what>ports|redirects)(?:_(?P<family>ipv[46]))?"
 )
@@ -39,7 +40,7 @@ def scope_words(scope: Scope) -> list[str]:
     if scope.address:
         words += ["at", scope.address.replace(":", "-")]
     if scope.interface:
-        words += ["on", _PLAIN.sub(lambda c: f"_{ord(c[0]):02x}", scope.interface)]
+        words += ["on", re.sub(_PLAIN, lambda c: f"_{ord(c[0]):02x}", scope.interface)]
     return words
 
 
@@ -61,7 +62,7 @@ def port_map(wanted: PortMap) -> str:
 
 def parse_port_map(name: str) -> PortMap | None:
     """Inverts `port_map`; None for other names."""
-    match = _PORT_MAP.fullmatch(name)
+    match = re.fullmatch(_PORT_MAP, name)
     if not match:
         return None
     interface = re.sub("_([0-9a-f]{2})", lambda c: chr(int(c[1], 16)), match["interface"] or "")

@@ -138,6 +138,10 @@ class NetlinkSocket:
         self._seq += 1
         return self._seq
 
+    def reserve(self, last: int) -> None:
+        """Sequence numbers up to `last` were used by a batch."""
+        self._seq = max(self._seq, last)
+
     def option(self, level: int, name: int, size: int) -> bytes:
         """A socket option's bytes, such as SO_NETNS_COOKIE's."""
         return self._socket.getsockopt(level, name, size)

@@ -9,16 +9,20 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from redirector.errors import printable
-from redirector.guards import Finding
 from redirector.history import Record, Unreadable
-from redirector.mappings import Diagnostic, to_document, write
-from redirector.model import Ruleset
-from redirector.plan import Change, Plan
-from redirector.program import Route
-from redirector.reconcile import Outcome, Status
+from redirector.mappings import to_document, write
+
+if TYPE_CHECKING:
+    from redirector.guards import Finding
+    from redirector.mappings import Diagnostic
+    from redirector.model import Ruleset
+    from redirector.plan import Change, Plan
+    from redirector.program import Route
+    from redirector.reconcile import Outcome
+    from redirector.status import Status
 
 COLOURS = {"green": 32, "red": 31, "yellow": 33, "blue": 34, "bold": 1, "dim": 2}
 SIGNS = {"add": ("+", "green"), "remove": ("-", "red"), "change": ("~", "yellow")}

@@ -11,7 +11,6 @@ map entries, maps, chains; then the same upwards. A map or chain that is replace
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from redirector import naming
@@ -113,8 +112,7 @@ class Change(NamedTuple):
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """The way from `observed` to `desired`; None stands for no table at all."""
 
     desired: Program | None
@@ -298,7 +296,8 @@ def _table_changes(desired: Program, observed: Program) -> Iterator[Change]:
         yield Change("remove", None, detail=f"{stray} is not ours")
     hook = desired.chains[naming.BASE_CHAINS[ARRIVING]].hook
     contents = {name: m for name, m in observed.maps.items() if m.kind in COUNTED}
-    frame = skeleton(contents, hook.priority if hook else 0)
+    leaves = [wanted for wanted in map(naming.parse_port_map, contents) if wanted]
+    frame = skeleton(leaves, contents, hook.priority if hook else 0)
     whole = Program(frame.chains, contents | frame.maps)
     for name, chain in frame.chains.items():
         was = observed.chains.get(name)

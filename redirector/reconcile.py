@@ -13,17 +13,16 @@ What holds throughout:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from typing import NamedTuple
 
 from redirector.backends.base import Backend, OutcomeDoubtful, Overtaken, Snapshot
 from redirector.compile import compile_ruleset
 from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain, printable
 from redirector.history import History, Record, Unreadable
-from redirector.mappings import digest
 from redirector.model import Ruleset
-from redirector.plan import Change, Plan, make_plan, program_digest
-from redirector.program import COUNTED, Program
+from redirector.plan import Plan, make_plan, program_digest
+from redirector.program import Program
 
 ATTEMPTS = 50
 SECONDS = 5.0
@@ -32,8 +31,7 @@ GENID_LIMIT = 2**32
 Judge = Callable[[Ruleset, Plan, Snapshot], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a change comes from: the command, the file or generation, and who."""
 
     action: str
@@ -41,8 +39,7 @@ class Origin:
     author: str
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a change came to. `generation` is the current one afterwards; `recorded` whether it is a new one."""
 
     plan: Plan
@@ -50,8 +47,7 @@ class Outcome:
     recorded: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """What is wanted: `ruleset`, or with `purge` no table at all. `replace_foreign` takes away a table that is not
     ours; `verify` reads back even after proof; `expected` is the observed Program's digest that a saved plan holds."""
 
@@ -61,31 +57,7 @@ class Wish:
     replace_foreign: bool = False
     verify: bool = False
     expected: str = ""
-    judge: Judge = field(default=lambda ruleset, plan, snapshot: None)
-
-
-@dataclass(frozen=True, slots=True)
-class Drift:
-    """One difference between the kernel and the last applied generation, in mappings where it can be told so.
-
-    `kind`: missing, extra or changed (of a mapping's routes), or structure (chains, rules, maps, the table).
-    """
-
-    kind: str
-    mapping: str | None
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What the kernel holds against the last applied generation; `connections` by mapping, `record` None if unknown."""
-
-    state: str
-    backend: str
-    record: Record | None
-    drift: tuple[Drift, ...]
-    connections: dict[str, int]
-    note: str = ""
+    judge: Judge = lambda ruleset, plan, snapshot: None  # noqa: E731 (a default)
 
 
 def desired_program(ruleset: Ruleset, purge: bool = False) -> Program | None:
@@ -135,7 +107,7 @@ def _carry_out(
 ) -> Outcome:
     """Commit one plan and record it. Raises Overtaken where somebody else was faster."""
     known = current if isinstance(current, Record) else None
-    same = known is not None and digest(wish.ruleset) == known.digest and wish.purge == known.purged
+    same = known is not None and wish.ruleset == known.ruleset and wish.purge == known.purged
     nothing_ever = current is None and plan.desired is None and not plan
     if same or nothing_ever:
         # Healing drift, or nothing at all: the record stands.
@@ -150,7 +122,6 @@ def _carry_out(
         author=wish.origin.author,
         identity=backend.identity(),
         backend=backend.name,
-        program=program_digest(plan.desired),
         ruleset=wish.ruleset,
         purged=wish.purge,
     )
@@ -236,67 +207,3 @@ def rollback_target(history: History, number: int | None) -> Record:
         message = f"generation {record.generation} cannot be gone back to: {record.reason}"
         raise NotFound(message, "choose another: redirector history")
     return record
-
-
-def status(backend: Backend, history: History) -> Status:
-    """Compare the kernel with the last applied generation."""
-    current = history.current()
-    snapshot = backend.observe()
-    connections = count_connections(snapshot)
-    record = current if isinstance(current, Record) else None
-    name = backend.name
-
-    def make(state: str, drift: Iterable[Drift] = (), note: str = "") -> Status:
-        return Status(state, name, record, tuple(drift), connections, note)
-
-    if isinstance(current, Unreadable):
-        return make("unknown", note=f"generation {current.generation}: {current.reason}; apply the file again")
-    if record is None:
-        if snapshot.foreign:
-            return make("absent", note=f"there is a table inet redirector that is not ours: {snapshot.foreign}")
-        if snapshot.program is None:
-            return make("absent", note="nothing was applied yet")
-        return make("unknown", note="the kernel holds our table, but no generation is recorded here")
-    if snapshot.foreign:
-        detail = f"a table of our name is not ours: {snapshot.foreign}"
-        return make("drifted", [Drift("structure", None, detail)])
-    if snapshot.program is None and (record.purged or not record.ruleset.enabled):
-        return make("absent" if record.purged else "drained")
-    desired = desired_program(record.ruleset, record.purged)
-    plan = make_plan(desired, snapshot.program)
-    if plan:
-        gone = [Drift("structure", None, "the table is gone")] if snapshot.program is None else []
-        return make("drifted", [*gone, *(_drift(c) for c in plan.changes)], _elsewhere(backend, record))
-    return make("in-sync" if record.ruleset.enabled else "drained")
-
-
-def _elsewhere(backend: Backend, record: Record) -> str:
-    """A hint where the record was made in another namespace of the same boot."""
-    boot, _, place = record.identity.partition("/")
-    now_boot, _, now_place = backend.identity().partition("/")
-    if boot == now_boot and place != now_place:
-        return "this state folder was last used in another network namespace"
-    return "the machine has been restarted since" if boot != now_boot else ""
-
-
-def _drift(found: Change) -> Drift:
-    kinds = {"add": "missing", "remove": "extra", "change": "changed"}
-    if found.mapping is None:
-        return Drift("structure", None, found.detail)
-    # What apply would take away is there too much, and what it would add is missing.
-    lines = [f"has {route}" for route in found.gone] + [f"lacks {route}" for route in found.new]
-    return Drift(kinds[found.action], found.mapping, "; ".join(lines) or found.detail)
-
-
-def count_connections(snapshot: Snapshot) -> dict[str, int]:
-    """Connections taken by each mapping, since its entries were loaded; guards do not count."""
-    totals: dict[str, int] = {}
-    if snapshot.program is None:
-        return totals
-    for name, found in snapshot.program.maps.items():
-        if found.kind not in COUNTED or name.startswith("guards"):
-            continue
-        counters = snapshot.counters.get(name, {})
-        for key, (_, mapping, *_) in found.entries.items():
-            totals[mapping] = totals.get(mapping, 0) + counters.get(key, (0, 0))[0]
-    return totals

@@ -55,12 +55,10 @@ def write(path: str, ruleset: Ruleset, observed: Program | None, backend: Backen
         raise Refused(f"the plan could not be saved in {printable(path)}: {error}") from None
 
 
-def read(files: list[SourceFile]) -> SavedPlan | None:
-    """The plan that the file holds; None if it is no plan. Raises BadConfiguration for a damaged one."""
-    if len(files) != 1 or files[0].data[:1] != b"{":
-        return None
+def read(file: SourceFile) -> SavedPlan:
+    """The plan that the file holds. Raises BadConfiguration for a damaged one."""
     try:
-        content: Any = json.loads(files[0].data)
+        content: Any = json.loads(file.data)
         if content["redirector_plan"] != FORMAT:
             raise ValueError("of a format not known here")
         texts = [content[key] for key in ("identity", "observed", "origin")]
@@ -68,5 +66,5 @@ def read(files: list[SourceFile]) -> SavedPlan | None:
             raise ValueError("with fields of the wrong type")
         return SavedPlan(from_document(content["ruleset"]), *texts)
     except (ValueError, KeyError, TypeError, RecursionError, InvalidModel) as error:
-        message = f"{files[0].name}: not a plan that can be applied ({printable(str(error))[:100]})"
+        message = f"{file.name}: not a plan that can be applied ({printable(str(error))[:100]})"
         raise BadConfiguration(message, "plan again with --out") from None

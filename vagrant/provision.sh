@@ -36,7 +36,7 @@ fi
 cd "$checkout"
 export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 "$prefix/bin/python" -m pip install -q --disable-pip-version-check .
-ln -sfn "$prefix/bin/redirector" /usr/local/sbin/redirector
+ln -sfn "$prefix/bin/redirector" /usr/local/bin/redirector
 
 install -d -m 0755 /etc/redirector
 install -m 0644 "$file" /etc/redirector/mappings.toml

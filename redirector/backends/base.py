@@ -6,11 +6,13 @@ A backend turns a Plan's steps into its own form, and the kernel's state into a 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from redirector.plan import Step
 from redirector.program import Program
+
+
+Counters = dict[str, dict[Any, tuple[int, int]]]  # (packets, bytes) by map and key
 
 
 class Overtaken(Exception):
@@ -21,8 +23,7 @@ class OutcomeDoubtful(Exception):
     """The transaction was sent, and no answer tells what became of it: read back."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """What was observed: `program` is None where our table is absent.
 
     `genid` is the kernel's generation number at which it was true. `foreign` says in words why a table of our name is
@@ -32,7 +33,7 @@ class Snapshot:
     program: Program | None
     genid: int
     foreign: str = ""
-    counters: dict[str, dict[Any, tuple[int, int]]] = field(default_factory=dict)
+    counters: Counters = {}
 
 
 class Backend(Protocol):
@@ -43,10 +44,10 @@ class Backend(Protocol):
     def observe(self) -> Snapshot:
         """The state of our table, consistent within one generation."""
 
-    def check(self, steps: Iterable[Step], counters: dict[str, dict[Any, tuple[int, int]]]) -> None:
+    def check(self, steps: Iterable[Step], counters: Counters) -> None:
         """Let the kernel validate the steps and commit nothing; raises errors.Refused with what it says."""
 
-    def commit(self, steps: Iterable[Step], expect: int, counters: dict[str, dict[Any, tuple[int, int]]]) -> None:
+    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
         """Send the steps as one transaction, valid only at genid `expect`; `counters` seed entries that are remade.
 
         Raises Overtaken (nothing changed), errors.Refused (nothing changed), OutcomeDoubtful (read back).

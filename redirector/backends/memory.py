@@ -7,9 +7,8 @@ It keeps a Program and a generation number, applies steps by `plan.perform`, and
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from redirector.backends.base import Overtaken, Snapshot
+from redirector.backends.base import Counters, Overtaken, Snapshot
 from redirector.plan import Step, perform
 from redirector.program import Program
 
@@ -38,10 +37,10 @@ class MemoryBackend:
     def observe(self) -> Snapshot:
         return Snapshot(self.program, self.generation, self.foreign)
 
-    def check(self, steps: Iterable[Step], counters: dict[str, dict[Any, tuple[int, int]]]) -> None:
+    def check(self, steps: Iterable[Step], counters: Counters) -> None:
         perform(self.program, steps)
 
-    def commit(self, steps: Iterable[Step], expect: int, counters: dict[str, dict[Any, tuple[int, int]]]) -> None:
+    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
         if self._touches:
             self._touches -= 1
             self.generation += 1

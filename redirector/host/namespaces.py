@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 if TYPE_CHECKING:
     import subprocess
     from types import TracebackType
+    from typing import Self
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -116,7 +117,7 @@ class Namespace:
         def job() -> None:
             try:
                 results.append(fn(*args, **kwargs))
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - it is the caller's: raised again over there
                 errors.append(error)
             done.set()
 
@@ -146,7 +147,7 @@ class Namespace:
         self,
         argv: Sequence[str],
         *,
-        input: str | bytes | None = None,
+        input: str | bytes | None = None,  # noqa: A002 - as subprocess.run calls it
         timeout: float | None = None,
         check: bool = False,
         **options: Any,
@@ -183,7 +184,7 @@ class Namespace:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Namespace:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -18,11 +18,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
-from typing import Any
 
-from redirector.backends.base import OutcomeDoubtful, Overtaken, Snapshot
+from redirector.backends.base import Counters, OutcomeDoubtful, Overtaken, Snapshot
 from redirector.backends.nftables import decode, wire
-from redirector.backends.nftables.encode import Batch, Counters, header, nfgenmsg
+from redirector.backends.nftables.encode import Batch, header, nfgenmsg
 from redirector.backends.nftables.rules import parse_expressions, decode_rule
 from redirector.errors import NotPermitted, Refused, TryAgain, Unavailable, printable
 from redirector.naming import TABLE
@@ -135,6 +134,7 @@ class NftablesBackend:
     def _answer(self, batch: Batch, final: set[int]) -> Exception | None:
         """What the kernel says of a batch: None for an acknowledgement, else what to raise."""
         failures: list[tuple[int, int]] = []
+        self._netlink.reserve(batch.end_seq)
         while True:
             try:
                 replies = self._netlink.receive()

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from redirector.backends.base import Counters
 from redirector.backends.nftables import wire
 from redirector.backends.nftables.rules import ANONYMOUS, comment_of, encode_expressions, expressions
 from redirector.backends.nftables.wire import be32, text
@@ -43,7 +44,6 @@ from redirector.program import INTERFACES, PORTS, Entries
 # The table's comment is the mark by which it is known as ours; it never changes (the kernel ignores updates of it).
 MARK = "made by redirector"
 CHUNK_BYTES = 60_000
-Counters = dict[str, dict[Any, tuple[int, int]]]
 Body = tuple[int, int, bytes, str]  # (message type, flags, payload behind nfgenmsg, what it is about)
 
 _TABLE = text(TABLE)

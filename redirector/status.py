@@ -1,0 +1,98 @@
+"""What the kernel holds, against the last applied generation; told in mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from redirector.backends.base import Backend, Snapshot
+from redirector.history import History, Record, Unreadable
+from redirector.plan import Change, make_plan
+from redirector.program import COUNTED
+from redirector.reconcile import desired_program
+
+
+class Drift(NamedTuple):
+    """One difference between the kernel and the last applied generation, in mappings where it can be told so.
+
+    `kind`: missing, extra or changed (of a mapping's routes), or structure (chains, rules, maps, the table).
+    """
+
+    kind: str
+    mapping: str | None
+    detail: str
+
+
+class Status(NamedTuple):
+    """What the kernel holds against the last applied generation; `connections` by mapping, `record` None if unknown."""
+
+    state: str
+    backend: str
+    record: Record | None
+    drift: tuple[Drift, ...]
+    connections: dict[str, int]
+    note: str = ""
+
+
+def status(backend: Backend, history: History) -> Status:
+    """Compare the kernel with the last applied generation."""
+    current = history.current()
+    snapshot = backend.observe()
+    connections = count_connections(snapshot)
+    record = current if isinstance(current, Record) else None
+    name = backend.name
+
+    def make(state: str, drift: Iterable[Drift] = (), note: str = "") -> Status:
+        return Status(state, name, record, tuple(drift), connections, note)
+
+    if isinstance(current, Unreadable):
+        return make("unknown", note=f"generation {current.generation}: {current.reason}; apply the file again")
+    if record is None:
+        if snapshot.foreign:
+            return make("absent", note=f"there is a table inet redirector that is not ours: {snapshot.foreign}")
+        if snapshot.program is None:
+            return make("absent", note="nothing was applied yet")
+        return make("unknown", note="the kernel holds our table, but no generation is recorded here")
+    if snapshot.foreign:
+        detail = f"a table of our name is not ours: {snapshot.foreign}"
+        return make("drifted", [Drift("structure", None, detail)])
+    if snapshot.program is None and (record.purged or not record.ruleset.enabled):
+        return make("absent" if record.purged else "drained")
+    desired = desired_program(record.ruleset, record.purged)
+    plan = make_plan(desired, snapshot.program)
+    if plan:
+        gone = [Drift("structure", None, "the table is gone")] if snapshot.program is None else []
+        return make("drifted", [*gone, *(_drift(c) for c in plan.changes)], _elsewhere(backend, record))
+    return make("in-sync" if record.ruleset.enabled else "drained")
+
+
+def _elsewhere(backend: Backend, record: Record) -> str:
+    """A hint where the record was made in another namespace of the same boot."""
+    boot, _, place = record.identity.partition("/")
+    now_boot, _, now_place = backend.identity().partition("/")
+    if boot == now_boot and place != now_place:
+        return "this state folder was last used in another network namespace"
+    return "the machine has been restarted since" if boot != now_boot else ""
+
+
+def _drift(found: Change) -> Drift:
+    kinds = {"add": "missing", "remove": "extra", "change": "changed"}
+    if found.mapping is None:
+        return Drift("structure", None, found.detail)
+    # What apply would take away is there too much, and what it would add is missing.
+    lines = [f"has {route}" for route in found.gone] + [f"lacks {route}" for route in found.new]
+    return Drift(kinds[found.action], found.mapping, "; ".join(lines) or found.detail)
+
+
+def count_connections(snapshot: Snapshot) -> dict[str, int]:
+    """Connections taken by each mapping, since its entries were loaded; guards do not count."""
+    totals: dict[str, int] = {}
+    if snapshot.program is None:
+        return totals
+    for name, found in snapshot.program.maps.items():
+        if found.kind not in COUNTED or name.startswith("guards"):
+            continue
+        counters = snapshot.counters.get(name, {})
+        for key, (_, mapping, *_) in found.entries.items():
+            totals[mapping] = totals.get(mapping, 0) + counters.get(key, (0, 0))[0]
+    return totals

@@ -1,0 +1,377 @@
+"""Hypothesis strategies for what Redirector works on: mappings, rulesets, packets, programs, and damage to programs.
+
+Everything is drawn from small pools, so that things meet: ports that are listened on and targets at once, networks that
+nest, wildcards that cover exact interfaces, addresses that are local, clients or both. A wider choice would be a
+weaker test, for two random ports never collide.
+"""
+
+import string
+from collections.abc import Callable, Iterable
+
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from redirector.compile import compile_ruleset
+from redirector.decide import Packet, within
+from redirector.model import BACKENDS, PROTOCOLS, REWRITES, Mapping, Ports, Ruleset, Settings, ruleset_problems
+from redirector.program import (
+    ADDRESSES,
+    GUARDS,
+    GUARDS_AT,
+    INTERFACES,
+    PORTS,
+    Chain,
+    Dispatch,
+    Foreign,
+    Guard,
+    Hook,
+    Jump,
+    Keep,
+    LocalJump,
+    Map,
+    Program,
+    Refuse,
+    Rule,
+    Translate,
+    port_key,
+    references,
+)
+
+# The machine that runs the tests has other work: no example is too slow. A failure prints how to see it again.
+settings.register_profile("redirector", deadline=None, print_blob=True)
+settings.load_profile("redirector")
+
+PORT_POOL = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 53, 80, 443, 8080, 65534, 65535)
+LOCAL_V4 = ("10.0.0.1", "10.0.1.1", "192.0.2.7", "127.0.0.1")
+LOCAL_V6 = ("fd00::1", "2001:db8::7", "::1", "::1.2.3.4")  # the last is how inet_ntop writes ::/96
+CLIENTS_V4 = ("10.0.0.1", "10.0.0.200", "10.0.1.5", "10.9.9.9", "192.0.2.7", "203.0.113.9")
+CLIENTS_V6 = ("fd00::1", "fd00::8001", "fd00:0:0:1::1", "fd01::1", "2001:db8::7", "2001:db9::1")
+# Nested, each in the one before; some lengths are no multiple of 8.
+NETWORKS_V4 = ("0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/15", "10.0.0.0/16", "10.0.0.0/24", "10.0.0.128/25", "10.0.0.1/32")
+NETWORKS_V4 += ("192.0.2.0/24", "192.0.2.7/32")
+NETWORKS_V6 = ("::/0", "fd00::/8", "fd00::/15", "fd00::/48", "fd00::/64", "fd00::8000/113", "fd00::1/128")
+NETWORKS_V6 += ("2001:db8::/32", "2001:db8::7/128")
+INTERFACE_POOL = ("eth0", "eth*", "veth*", "veth-b", "veth-b*", "v*", "vlan_7.1", "lo")
+ARRIVING_ON = ("eth0", "eth1", "veth-a", "veth-b", "veth-b1", "vlan_7.1", "wg0")
+NAMES = ("web", "a", "9", "A.b-c_d", "x" * 61)
+OWNERS = (None, 0, 33, 4294967294, "www-data", "_svc", "host$")
+NAME_LETTERS = string.ascii_letters + string.digits + "._-"
+
+comments = st.one_of(
+    st.just(""),
+    st.sampled_from(('"quoted" \\ back', "'; flush ruleset; '", "ünïcödé ☃ 漢字 🛰", "a\u00a0b".replace("\u00a0", " "))),
+    st.text(max_size=120).filter(str.isprintable),
+)
+names = st.builds(
+    lambda first, rest: first + rest,
+    st.sampled_from(string.ascii_letters + string.digits),
+    st.text(NAME_LETTERS, max_size=62),
+)
+
+
+def _family(text: str) -> str:
+    return "ipv6" if ":" in text else "ipv4"
+
+
+def _some(pool: Iterable[str], at_most: int = 3) -> st.SearchStrategy[tuple[str, ...]]:
+    """Nothing more often than not, else up to `at_most` of the pool, none twice."""
+    several = st.lists(st.sampled_from(tuple(pool)), min_size=1, max_size=at_most, unique=True).map(tuple)
+    return st.one_of(st.just(()), several)
+
+
+@st.composite
+def port_ranges(draw: st.DrawFn, longest: int = 5) -> Ports:
+    first = draw(st.sampled_from(PORT_POOL))
+    return Ports(first, min(65535, first + draw(st.integers(0, longest - 1))))
+
+
+@st.composite
+def _ports(draw: st.DrawFn) -> tuple[tuple[Ports, ...], Ports]:
+    """(listen, to): many to one, or shifted one to one."""
+    if draw(st.booleans()):
+        listen = draw(port_ranges())
+        first = min(draw(st.sampled_from(PORT_POOL)), 65536 - listen.count)
+        return (listen,), Ports(first, first + listen.count - 1)
+    kept: list[Ports] = []
+    for ports in draw(st.lists(port_ranges(), min_size=1, max_size=4)):
+        if all(ports.last < other.first or other.last < ports.first for other in kept):
+            kept.append(ports)
+    to = draw(st.sampled_from(PORT_POOL))
+    return tuple(kept), Ports(to, to)
+
+
+@st.composite
+def _places(draw: st.DrawFn, family: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(addresses, sources) that fit the family and each other."""
+    fits = [f for f in ("ipv4", "ipv6") if family in ("both", f)]
+    addresses = draw(_some(a for a in LOCAL_V4 + LOCAL_V6 if _family(a) in fits))
+    sources = draw(_some(n for n in NETWORKS_V4 + NETWORKS_V6 if _family(n) in fits))
+    if addresses and sources:
+        shared = {_family(a) for a in addresses} & {_family(n) for n in sources}
+        addresses = tuple(a for a in addresses if _family(a) in shared)
+        sources = tuple(n for n in sources if _family(n) in shared)
+    return addresses, sources
+
+
+@st.composite
+def mappings_(draw: st.DrawFn, name: str = "") -> Mapping:
+    """Any one valid mapping. Its own ranges, addresses and sources fit each other."""
+    listen, to = draw(_ports())
+    family = draw(st.sampled_from(("both", "both", "ipv4", "ipv6")))
+    address, source = draw(_places(family))
+    interface = draw(_some(INTERFACE_POOL))
+    protocols = st.lists(st.sampled_from(tuple(PROTOCOLS)), min_size=1, max_size=3, unique=True).map(tuple)
+    return Mapping(
+        name=name or draw(names),
+        listen=listen,
+        to=to,
+        protocol=draw(st.one_of(st.just(("tcp",)), protocols)),
+        family=family,
+        address=address,
+        interface=interface,
+        source=source,
+        local=draw(st.booleans()),
+        exclusive=draw(st.booleans()),
+        rewrite=draw(st.sampled_from(REWRITES)),
+        owner=draw(st.sampled_from(OWNERS)),
+        enabled=draw(st.sampled_from((True, True, True, False))),
+        comment=draw(comments),
+    )
+
+
+settings_ = st.builds(Settings, st.sampled_from(BACKENDS), st.sampled_from((-110, -105, -199, 0, 32767)))
+
+
+def _ruleset(found: list[Mapping], wanted: Settings) -> Ruleset:
+    """A mapping that conflicts with one before it stays, disabled: it then overlaps with nothing."""
+    kept: list[Mapping] = []
+    for index, mapping in enumerate(found):
+        named = rebuilt(mapping, name=f"{mapping.name[:60]}-{index}")
+        kept.append(rebuilt(named, enabled=False) if ruleset_problems([*kept, named]) else named)
+    return Ruleset(tuple(kept), wanted)
+
+
+def rebuilt(mapping: Mapping, **changed: object) -> Mapping:
+    """The mapping with other values in some fields."""
+    values = {name: getattr(mapping, name) for name, spec in Mapping.__dataclass_fields__.items() if spec.init}
+    return Mapping(**(values | changed))
+
+
+def rulesets(max_size: int = 6) -> st.SearchStrategy[Ruleset]:
+    """Valid rulesets whose mappings overlap in ports and nest in scopes; some are disabled."""
+    # Of every size alike: hypothesis' own choice of a length would be 0 or 1 more often than not.
+    sizes = st.sampled_from(range(max_size + 1))
+    several = sizes.flatmap(lambda n: st.lists(st.sampled_from(NAMES).flatmap(mappings_), min_size=n, max_size=n))
+    return st.builds(_ruleset, several, settings_)
+
+
+def _matching(pattern: str) -> tuple[str, ...]:
+    """The interfaces of the pool that a mapping's interface takes in; "" for "lo", the host itself."""
+    if pattern == "lo":
+        return ("",)
+    return tuple(name for name in ARRIVING_ON if name == pattern or pattern[-1] == "*" and name.startswith(pattern[:-1]))
+
+
+@st.composite
+def packets(draw: st.DrawFn, ruleset: Ruleset) -> Packet:
+    """A connection's first packet: aimed at one mapping of the ruleset, with any of its parts then drawn at random.
+
+    Those are the ones that a rule can get wrong: all parts but one fit.
+    """
+    family, interface = draw(st.sampled_from(("ipv4", "ipv6"))), draw(st.sampled_from(("", *ARRIVING_ON)))
+    protocol, port = draw(st.sampled_from(tuple(PROTOCOLS))), draw(st.sampled_from(PORT_POOL))
+    address = source = ""
+    if ruleset.mappings and draw(st.sampled_from((True,) * 9 + (False,))):
+        aim = draw(st.sampled_from(ruleset.enabled or ruleset.mappings))
+        off = draw(st.sampled_from((*[""] * 6, "family", "interface", "protocol", "address", "source", "port")))
+        if off != "family":
+            family = draw(st.sampled_from(sorted({_family(x) for x in aim.address + aim.source} or {*aim.families})))
+        if off != "interface" and aim.interface and not (aim.local and draw(st.booleans())):
+            interface = draw(st.sampled_from([name for x in aim.interface for name in _matching(x)]))
+        if off != "protocol":
+            protocol = draw(st.sampled_from(aim.protocol))
+        if off != "address":
+            address = draw(st.sampled_from([a for a in aim.address if _family(a) == family] or [""]))
+        if off != "source" and interface:
+            clients = CLIENTS_V4 if family == "ipv4" else CLIENTS_V6
+            inside = [c for c in clients if any(within(c, network) for network in aim.source)]
+            source = draw(st.sampled_from(inside or [""]))
+        if off != "port":
+            wanted = draw(st.sampled_from((*aim.listen, *aim.listen, aim.to)))
+            edges = (wanted.first, wanted.last, (wanted.first + wanted.last) // 2, wanted.first - 1, wanted.last + 1)
+            port = min(65535, max(1, draw(st.sampled_from(edges))))
+    local, clients = (LOCAL_V4, CLIENTS_V4) if family == "ipv4" else (LOCAL_V6, CLIENTS_V6)
+    address = address or draw(st.sampled_from(local))
+    source = source or draw(st.sampled_from(clients if interface else local))
+    return Packet(interface, source, address, protocol, port)
+
+
+def programs() -> st.SearchStrategy[Program]:
+    """Compiled programs, the drained one among them."""
+    return rulesets().map(compile_ruleset)
+
+
+map_names = st.sampled_from(("ports", "arriving_addresses_ipv4", "guards_ipv6_at"))
+chain_names = st.sampled_from(("arriving", "own_at_fd00--1", "refuse", "prerouting"))
+families = st.sampled_from(("", "ipv4", "ipv6"))
+
+
+@st.composite
+def _dispatches(draw: st.DrawFn) -> Dispatch:
+    field = draw(st.sampled_from(("source", "address", "interface")))
+    if field == "interface":
+        return Dispatch(field, "", 0, draw(map_names))
+    family = draw(st.sampled_from(("ipv4", "ipv6")))
+    prefix = draw(st.integers(1, 32 if family == "ipv4" else 128)) if field == "source" else 0
+    return Dispatch(field, family, prefix, draw(map_names))
+
+
+@st.composite
+def _guards(draw: st.DrawFn) -> Guard:
+    at = draw(st.booleans())
+    family = draw(st.sampled_from(("ipv4", "ipv6"))) if at else draw(families)
+    return Guard(family, at, draw(map_names), draw(chain_names))
+
+
+def rules() -> st.SearchStrategy[Rule]:
+    """Every form of rule that we write, in all its variants."""
+    interfaces = st.sampled_from(("", *INTERFACE_POOL, "fifteen-letters", "fourteen-letter*"))
+    return st.one_of(
+        st.builds(LocalJump, chain_names),
+        _dispatches(),
+        st.builds(Jump, families, interfaces, chain_names),
+        st.builds(Translate, st.sampled_from(REWRITES), families, map_names),
+        _guards(),
+        st.builds(Refuse, st.sampled_from(("reset", "unreachable"))),
+        st.just(Keep()),
+    )
+
+
+_port_keys = st.builds(port_key, st.sampled_from((*PROTOCOLS.values(), 0, 255)), st.integers(0, 65535))
+_local = {"ipv4": st.sampled_from(LOCAL_V4), "ipv6": st.sampled_from(LOCAL_V6)}
+# Keys as the codec meets them, by kind of map.
+KEYS: dict[str, st.SearchStrategy[object]] = {
+    PORTS: _port_keys,
+    GUARDS: _port_keys,
+    GUARDS_AT["ipv4"]: st.tuples(_local["ipv4"], _port_keys),
+    GUARDS_AT["ipv6"]: st.tuples(_local["ipv6"], _port_keys),
+    ADDRESSES["ipv4"]: st.ip_addresses(v=4).map(str),
+    ADDRESSES["ipv6"]: _local["ipv6"],
+    INTERFACES: st.sampled_from(("lo", "eth0", "fifteen-letters")),
+}
+
+Blow = Callable[[st.DrawFn, dict[str, Chain], dict[str, Map]], None]
+
+
+def _hit_rules(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) -> None:
+    """Rules of one chain removed, added, doubled or in another order."""
+    name = draw(st.sampled_from(sorted(chains)))
+    found = list(chains[name].rules)
+    at = draw(st.integers(0, len(found)))
+    match draw(st.sampled_from(("remove", "foreign", "own", "double", "reverse", "empty"))):
+        case "remove" if found:
+            del found[at % len(found)]
+        case "foreign":
+            found.insert(at, Foreign("counter drop"))
+        case "own":
+            found.insert(at, draw(st.sampled_from((Keep(), Refuse("reset"), Jump("ipv4", "eth0", "arriving")))))
+        case "double" if found:
+            found.insert(at, found[at % len(found)])
+        case "reverse":
+            found.reverse()
+        case _:
+            found = []
+    chains[name] = chains[name]._replace(rules=tuple(found))
+
+
+def _hit_chain(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) -> None:
+    """A chain deleted, added, or attached elsewhere."""
+    name = draw(st.sampled_from(sorted(chains)))
+    hook = chains[name].hook
+    match draw(st.sampled_from(("delete", "add", "attach", "detach", "priority", "policy", "type"))):
+        case "delete":
+            del chains[name]
+        case "add":
+            hook = draw(st.sampled_from((None, Hook("filter", "forward", 0, "drop"))))
+            chains[draw(st.sampled_from(("mine", "arriving_on_zzz")))] = Chain(hook, (Foreign("masquerade"),))
+        case "detach":
+            chains[name] = chains[name]._replace(hook=None)
+        case "priority" if hook:
+            chains[name] = chains[name]._replace(hook=hook._replace(priority=hook.priority + 1))
+        case "policy" if hook:
+            chains[name] = chains[name]._replace(hook=hook._replace(policy="drop"))
+        case "type" if hook:
+            chains[name] = chains[name]._replace(hook=hook._replace(type="filter"))
+        case _:
+            chains[name] = chains[name]._replace(hook=Hook("nat", "prerouting", -50))
+
+
+def _hit_map(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) -> None:
+    """A map deleted, added, of another kind or too small."""
+    what = draw(st.sampled_from(("delete", "add", "kind", "foreign kind", "small")))
+    if what == "add" or not maps:
+        kind = draw(st.sampled_from((PORTS, GUARDS, INTERFACES, "foreign: key type 0x7")))
+        entries = {port_key(6, 99): (98, "stranger")} if kind == PORTS else {}
+        maps[draw(st.sampled_from(("mine", "arriving_on_zzz_ports", "guards_ipv4", "own_interfaces")))] = Map(kind, entries)
+        return
+    name = draw(st.sampled_from(sorted(maps)))
+    if what == "delete":
+        del maps[name]
+    elif what == "small":
+        maps[name] = Map(maps[name].kind, maps[name].entries, draw(st.integers(0, 3)))
+    else:
+        maps[name] = Map(PORTS if what == "kind" else "foreign: key type 0x7", {})
+
+
+def _hit_entries(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) -> None:
+    """One entry removed, added or changed."""
+    if not maps:
+        return
+    name = draw(st.sampled_from(sorted(maps)))
+    kind, entries = maps[name].kind, dict(maps[name].entries)
+    if kind not in KEYS:
+        return
+    key = draw(st.sampled_from(list(entries))) if entries else None
+    verdicts = kind in (INTERFACES, *ADDRESSES.values())
+    match draw(st.sampled_from(("remove", "add", "value", "mapping", "odd"))):
+        case "remove" if key is not None:
+            del entries[key]
+        case "value" if key is not None:
+            value = draw(st.sampled_from(sorted(chains))) if verdicts else draw(st.integers(0, 65535))
+            entries[key] = (value, entries[key][1])
+        case "mapping" if key is not None and not verdicts:
+            entries[key] = (entries[key][0], draw(st.sampled_from(("", "stranger", "web-1"))))
+        case "odd" if key is not None:
+            entries[key] = (*entries[key][:2], "no counter")  # type: ignore[assignment]  # as decode tells it
+        case _:
+            value = draw(st.sampled_from(sorted(chains))) if verdicts else draw(st.sampled_from((0, 8080)))
+            entries[draw(KEYS[kind])] = (value, "" if verdicts else "stranger")
+    maps[name] = Map(kind, entries, maps[name].capacity)
+
+
+def _consistent(chains: dict[str, Chain], maps: dict[str, Map]) -> tuple[dict[str, Chain], dict[str, Map]]:
+    """Without what leads nowhere, or to a base chain: the kernel holds no such thing."""
+    plain = {name for name, chain in chains.items() if chain.hook is None}
+
+    def stands(rule: Rule) -> bool:
+        target, looked_up = getattr(rule, "chain", None), references(rule)
+        return (target is None or target in plain) and (looked_up is None or looked_up in maps)
+
+    for name, found in maps.items():
+        if found.kind in (INTERFACES, *ADDRESSES.values()):
+            kept = {key: value for key, value in found.entries.items() if value[0] in plain}
+            maps[name] = Map(found.kind, kept, found.capacity)
+    return {n: Chain(c.hook, tuple(r for r in c.rules if stands(r))) for n, c in chains.items()}, maps
+
+
+@st.composite
+def damaged(draw: st.DrawFn, program: Program) -> Program:
+    """`program` after somebody worked on it with `nft`: something that the kernel could hold. Not always different."""
+    chains, maps = dict(program.chains), dict(program.maps)
+    blows: tuple[Blow, ...] = (_hit_rules, _hit_chain, _hit_map, _hit_entries)
+    for blow in draw(st.lists(st.sampled_from(blows), max_size=4)):
+        if chains:
+            blow(draw, chains, maps)
+    flags = draw(st.sampled_from((0, 0, 0, 1)))
+    strays = draw(st.sampled_from(((), (), (), ("object quota",))))
+    return Program(*_consistent(chains, maps), flags, strays)
