@@ -6,6 +6,7 @@ inside the commands, because `redirector apply` should cost what it uses. Every 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -507,7 +508,15 @@ def main() -> NoReturn:
         code = 130
     except OSError as error:
         code = _report_error(Refused(f"{error.strerror or error}"), json_wanted)
-    sys.exit(code if isinstance(code, int) else 0)
+    _end(code if isinstance(code, int) else 0)
+
+
+def _end(code: int) -> NoReturn:
+    """End the process at once: everything is written and closed, and tearing the interpreter down takes 8 ms."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _report_error(error: RedirectorError, as_json: bool) -> int:

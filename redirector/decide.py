@@ -57,12 +57,7 @@ def decide(ruleset: Ruleset, packet: Packet) -> Decision:
     if best is None:
         return _direct(ruleset, packet)
     mapping = best[1]
-    return Decision("translate", target(mapping, packet.port), mapping.name, mapping.rewrite)
-
-
-def target(mapping: Mapping, port: int) -> int:
-    """The port that a mapping gives to one of its listened ports."""
-    return mapping.to.first + (port - mapping.listen[0].first if mapping.shifted else 0)
+    return Decision("translate", mapping.target(packet.port), mapping.name, mapping.rewrite)
 
 
 def covers(scope: Scope, packet: Packet) -> bool:
@@ -111,6 +106,6 @@ def _mapped_to_itself(ruleset: Ruleset, packet: Packet) -> bool:
         packet.protocol in mapping.protocol
         and packet.family in mapping.families
         and any(ports.first <= packet.port <= ports.last for ports in mapping.listen)
-        and target(mapping, packet.port) == packet.port
+        and mapping.target(packet.port) == packet.port
         for mapping in ruleset.enabled
     )

@@ -382,7 +382,7 @@ def document(mapping: Mapping) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for key, spec in FIELDS.items():
         value = getattr(mapping, key)
-        default = Mapping.__dataclass_fields__[key].default
+        default = Mapping._field_defaults.get(key)
         if key == "local":
             default = not (mapping.interface or mapping.source)
         if spec.required or value != default:

@@ -9,7 +9,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from redirector.decide import target
 from redirector.host.listeners import Listener
 from redirector.host.processes import Process
 from redirector.host.ssh import SshUse
@@ -45,7 +44,7 @@ def captured_ports(ruleset: Ruleset) -> set[int]:
     found: set[int] = set()
     for mapping in ruleset.enabled:
         for ports in mapping.listen:
-            found.update(p for p in range(ports.first, ports.last + 1) if target(mapping, p) != p)
+            found.update(p for p in range(ports.first, ports.last + 1) if mapping.target(p) != p)
         if mapping.exclusive:
             found.update(range(mapping.to.first, mapping.to.last + 1))
     return found
@@ -88,7 +87,7 @@ def _ssh(mapping: Mapping, uses: tuple[SshUse, ...]) -> Iterator[Finding]:
             continue
         if use.address and ("ipv6" if ":" in use.address else "ipv4") not in mapping.families:
             continue
-        if any(p.first <= use.port <= p.last for p in mapping.listen) and target(mapping, use.port) != use.port:
+        if any(p.first <= use.port <= p.last for p in mapping.listen) and mapping.target(use.port) != use.port:
             message = f"it would take port {use.port} away from ssh: {use.why}"
             yield Finding(ALLOW_SSH, mapping.name, message)
         elif mapping.exclusive and mapping.to.first <= use.port <= mapping.to.last:
@@ -169,7 +168,7 @@ def _shadowed(mapping: Mapping, facts: Facts, sockets: _Sockets) -> Iterator[Fin
         holders = {p.pid for x in _serving(mapping, protocol, sockets) for p in facts.processes.get(x.inode, ())}
         told: set[int] = set()
         for listener in there:
-            if target(mapping, listener.port) == listener.port or not _reached(mapping, listener):
+            if mapping.target(listener.port) == listener.port or not _reached(mapping, listener):
                 continue
             # One program that listens on both is meant so.
             if listener.port in told or holders & {p.pid for p in facts.processes.get(listener.inode, ())}:
@@ -211,7 +210,7 @@ def _chained(mapping: Mapping, listened: list[tuple[Ports, Mapping]]) -> Iterato
         if not set(mapping.protocol) & set(other.protocol) or not set(mapping.families) & set(other.families):
             continue
         shared = max(ports.first, mapping.to.first)
-        if target(other, shared) != shared:
+        if other.target(shared) != shared:
             message = f'its target {shared} is also what "{other.name}" listens on: NAT acts once, that is not followed'
             yield Finding("", mapping.name, message)
             return

@@ -20,7 +20,6 @@ import stat
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from redirector.errors import NotFound, NotPermitted, Refused, TryAgain, printable
@@ -33,8 +32,7 @@ LOCK_SECONDS = 10.0
 LOCK_POLL_SECONDS = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What one generation records. `action` is apply, rollback or remove; `applied_at` ISO 8601, UTC; `origin` the
     file (or generation) that it came from; `author` who; `identity` the namespace and boot; `purged` that the table was
     taken away."""

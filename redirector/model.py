@@ -8,8 +8,8 @@ same traffic in equal scopes are a conflict; in unequal scopes the narrower one 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # IANA protocol numbers (linux/in.h)
 FAMILIES = ("ipv4", "ipv6")
@@ -97,10 +97,7 @@ class Claim(NamedTuple):
     scope: Scope
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """One `[[mapping]]`: the fields are the file's keys, lists as tuples, addresses canonical. See `fields.FIELDS`."""
-
+class _MappingFields(NamedTuple):
     name: str
     listen: tuple[Ports, ...]
     to: Ports
@@ -115,17 +112,34 @@ class Mapping:
     owner: str | int | None = None
     enabled: bool = True
     comment: str = ""
-    claims: tuple[Claim, ...] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        problems = mapping_problems(self)
+
+class Mapping(_MappingFields):
+    """One `[[mapping]]`: the fields are the file's keys, lists as tuples, addresses canonical. See `fields.FIELDS`.
+
+    Raises InvalidModel where the fields contradict each other. (A named tuple and no dataclass, as everywhere on the
+    path of `apply`: making a class of 14 fields into a dataclass takes as long as the kernel takes for the commit.)
+    """
+
+    def __new__(cls, *args: Any, **fields: Any) -> Mapping:
+        mapping = super().__new__(cls, *args, **fields)
+        problems = mapping_problems(mapping)
         if problems:
             raise InvalidModel(problems)
-        object.__setattr__(self, "claims", tuple(_claims(self)))
+        return mapping
+
+    @cached_property
+    def claims(self) -> tuple[Claim, ...]:
+        """What the mapping asks for, in a fixed order, none twice."""
+        return tuple(_claims(self))
 
     @property
     def families(self) -> tuple[str, ...]:
         return FAMILIES if self.family == "both" else (self.family,)
+
+    def target(self, port: int) -> int:
+        """The port that one of the listened ports goes to."""
+        return self.to.first + (port - self.listen[0].first if self.shifted else 0)
 
     @property
     def shifted(self) -> bool:
@@ -145,25 +159,29 @@ class Mapping:
         return redirects + guards
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """The optional `[settings]` table; `priority` is the nftables priority of our NAT base chains."""
 
     backend: str = "auto"
     priority: int = DEFAULT_PRIORITY
 
 
-@dataclass(frozen=True, slots=True)
-class Ruleset:
+_NO_SETTINGS = Settings()
+
+
+class _RulesetFields(NamedTuple):
+    mappings: tuple[Mapping, ...] = ()
+    settings: Settings = _NO_SETTINGS
+
+
+class Ruleset(_RulesetFields):
     """Mappings in file order, and settings. Raises InvalidModel for names used twice and for conflicts."""
 
-    mappings: tuple[Mapping, ...] = ()
-    settings: Settings = Settings()
-
-    def __post_init__(self) -> None:
-        problems = ruleset_problems(self.mappings)
+    def __new__(cls, mappings: tuple[Mapping, ...] = (), settings: Settings = _NO_SETTINGS) -> Ruleset:
+        problems = ruleset_problems(mappings)
         if problems:
             raise InvalidModel(problems)
+        return super().__new__(cls, mappings, settings)
 
     @property
     def enabled(self) -> tuple[Mapping, ...]:

@@ -8,7 +8,6 @@ to. Rules are symbolic and few; a backend writes each in its own form, and reads
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from redirector.model import PROTOCOLS, Ports
@@ -103,17 +102,24 @@ class Chain(NamedTuple):
     rules: tuple[Rule, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Map:
-    """A map or set of one `kind`. `capacity` is how many entries the kernel's fixed hash can take: a fact, not a wish."""
+class Map(NamedTuple):
+    """A map or set of one `kind`. `capacity` is how many entries the kernel's fixed hash can take: a fact, not a wish,
+    and so no part of equality."""
 
     kind: str
     entries: Entries
-    capacity: int = field(default=0, compare=False)
+    capacity: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Map) and self.kind == other.kind and self.entries == other.entries
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]  # entries are a dict
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(NamedTuple):
     """One table. `flags` are the kernel's table flags; `strays` names objects in it that no compiled Program has."""
 
     chains: dict[str, Chain]

@@ -49,6 +49,8 @@ SO_NETNS_COOKIE = 71  # asm-generic/socket.h, since Linux 5.14
 PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h, _LINUX_CAPABILITY_VERSION_3
 IFA_F_NODAD = 0x02  # linux/if_addr.h
+RTMGRP_LINK = 1  # linux/rtnetlink.h
+CARRIER_TIMEOUT = 10.0
 NOBODY = 65534  # the conventional unprivileged user, and the kernel's overflow id
 
 # struct __user_cap_header_struct (version, thread; 0 is the caller) and twice struct __user_cap_data_struct
@@ -270,16 +272,39 @@ def link_up(namespace: Namespace, name: str) -> None:
 
 
 def connect(a: Namespace, name_a: str, b: Namespace, name_b: str) -> None:
-    """Join two namespaces by a cable: a veth pair with one end in each, both up. Raises OSError: EEXIST, EPERM."""
+    """Join two namespaces by a cable: a veth pair with one end in each, both up and usable at once.
+
+    Raises OSError: EEXIST, EPERM, ENOENT in a kernel without IPv6, ETIMEDOUT.
+    """
     peer = {"ifname": name_b, "net_ns_fd": b.fd}
     _request(a, lambda route: route.link("add", ifname=name_a, kind="veth", peer=peer))
-    link_up(a, name_a)
-    link_up(b, name_b)
+    for namespace, name in ((a, name_a), (b, name_b)):
+        # Until the link-local address has passed duplicate address detection, which takes a second or two, a router
+        # asks for no IPv6 neighbour, and what it forwards waits (ndisc_send_ns in net/ipv6/ndisc.c).
+        sysctl(namespace, f"net/ipv6/conf/{name}/accept_dad", "0")
+    with a.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as changes:
+        changes.bind((0, RTMGRP_LINK))
+        changes.settimeout(CARRIER_TIMEOUT)
+        link_up(a, name_a)
+        link_up(b, name_b)
+        # The end that came up first was without carrier then, and loses what it sends until the kernel's link watch
+        # has noticed the other end (linkwatch_do_dev in net/core/link_watch.c): the first ARP request, one second.
+        _request(a, lambda route: _await_operational(route, name_a, changes))
 
 
-def dummy(namespace: Namespace, name: str) -> None:
-    """A link that leads nowhere, up: something to hold addresses. Raises OSError: EEXIST, EPERM."""
-    _request(namespace, lambda route: route.link("add", ifname=name, kind="dummy"))
+def _await_operational(route: Any, name: str, changes: socket.socket) -> None:
+    """Return when the interface is operational (RFC 2863); `changes` has a message for each change of a link."""
+    index = socket.if_nametoindex(name)
+    while route.get_links(index)[0].get_attr("IFLA_OPERSTATE") != "UP":
+        changes.recv(65536)
+
+
+def bridge(namespace: Namespace, name: str) -> None:
+    """A bridge without ports, up: an interface to hold addresses. Raises OSError: EEXIST, EPERM.
+
+    Not a dummy link, which is for the same: kernels are built without those, and hardly without bridges.
+    """
+    _request(namespace, lambda route: route.link("add", ifname=name, kind="bridge"))
     link_up(namespace, name)
 
 

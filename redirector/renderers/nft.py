@@ -4,7 +4,7 @@ The form is that of `nft --stateless --numeric-priority list table inet redirect
 there, as a listing does: to replace a table, delete it first in the same file.
 
 What is written has been validated long before, when the mappings were parsed. Every name and every string goes through
-`identifier` and `quoted` all the same, because nft's language has no escapes: whatever ends a string is a command.
+`identifier` and `plain` all the same, because nft's language has no escapes: whatever follows a string's end is rules.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from redirector.program import (
 
 # nft's token for names (src/scanner.l, "string"), less the "\" that it also allows.
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*", re.ASCII)
-COMMENT_BYTES = 128  # NFTNL_UDATA_COMMENT_MAXLEN, libnftnl/udata.h
+NEXT_ELEMENT = ",\n\t\t\t     "
+COMMENT_BYTES = 128  # with the final NUL: NFTNL_UDATA_COMMENT_MAXLEN, libnftnl/udata.h
 
 # Data types of key and value, as nft names them (`nft describe`).
 PORT_KEY = ("inet_proto", "inet_service")
@@ -60,7 +61,7 @@ HEADERS = {"ipv4": "ip", "ipv6": "ip6"}  # what nft calls the network header
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
-def render(ruleset: Ruleset, program: Program) -> str:
+def render(_: Ruleset, program: Program) -> str:
     """The table as text. Raises errors.Refused for a Program that was not compiled but observed, with foreign parts."""
     check(program)
     blocks = [_map(name, found) for name, found in program.maps.items()]
@@ -85,15 +86,19 @@ def identifier(name: str) -> str:
     return name
 
 
-def quoted(text: str) -> str:
-    """`text` as a string of nft's, which has no escapes. Raises errors.Refused for what would end it, or not fit."""
+def plain(text: str) -> str:
+    """`text` as it is. Raises errors.Refused if it would end a string of nft's, or is longer than a comment can be."""
     if not text.isprintable() or '"' in text or "\\" in text or len(text.encode()) >= COMMENT_BYTES:
         raise Refused(f"{printable(text)} cannot be written as a string of nft's")
-    return f'"{text}"'
+    return text
+
+
+def quoted(text: str) -> str:
+    return f'"{plain(text)}"'
 
 
 def size(found: Map) -> int:
-    """How many entries the map can take: the kernel's number where it was observed, else the one that we would ask for."""
+    """How many entries the map can take: the kernel's number where it was observed, else what we would ask for."""
     return found.capacity or capacity_for(len(found.entries))
 
 
@@ -121,14 +126,14 @@ def _map(name: str, found: Map) -> str:
     if found.kind in COUNTED:
         lines.append("\tcounter")
     if found.entries:
-        lines.append(f"\telements = {{ {',\n\t\t\t     '.join(_elements(found))} }}")
+        lines.append("\telements = { " + NEXT_ELEMENT.join(_elements(found)) + " }")
     return _block("set" if found.kind in SETS else "map", name, lines)
 
 
 def _elements(found: Map) -> Iterator[str]:
     for key, (value, mapping) in found.entries.items():
         parts = key_parts(found.kind, key)
-        text = quoted(parts[0]) if found.kind == INTERFACES else " . ".join(map(str, parts))
+        text = quoted(key) if found.kind == INTERFACES else " . ".join(map(str, parts))
         if found.kind in COUNTED:
             text += " counter"
         if mapping:

@@ -36,12 +36,12 @@ from redirector.program import (
     Rule,
     Translate,
 )
-from redirector.renderers.nft import HEADERS, KEY_TYPES, check, identifier, key_parts, mask, size
+from redirector.renderers.nft import HEADERS, KEY_TYPES, check, identifier, key_parts, mask, plain, size
 
 Json = dict[str, Any]
 
 # Strings that libnftables takes for a number of inet_proto or icmp_type wherever they stand (json_parse_constant).
-CONSTANTS = frozenset("tcp udp udplite esp ah icmp icmpv6 comp dccp sctp redirect".split())
+CONSTANTS = frozenset({"tcp", "udp", "udplite", "esp", "ah", "icmp", "icmpv6", "comp", "dccp", "sctp", "redirect"})
 
 FAMILY: Json = {"meta": {"key": "nfproto"}}
 INTERFACE: Json = {"meta": {"key": "iifname"}}
@@ -49,7 +49,7 @@ PROTOCOL: Json = {"meta": {"key": "l4proto"}}
 PORT: Json = {"payload": {"protocol": "th", "field": "dport"}}
 
 
-def render(ruleset: Ruleset, program: Program) -> str:
+def render(_: Ruleset, program: Program) -> str:
     """The document. Raises errors.Refused for foreign parts (see `nft.check`) and interfaces that cannot be named."""
     check(program)
     lines = [json.dumps(found, ensure_ascii=False) for found in _objects(program)]
@@ -96,7 +96,7 @@ def _elements(wanted: Map) -> Iterator[Any]:
         if wanted.kind == INTERFACES:
             found = _interface(key)
         if mapping:
-            found = {"elem": {"val": found, "comment": mapping}}
+            found = {"elem": {"val": found, "comment": plain(mapping)}}
         if wanted.kind in SETS:
             yield found
         else:
@@ -171,6 +171,6 @@ def _address(family: str, field: str) -> Json:
 
 def _interface(name: str) -> str:
     if name.startswith("@") or name in CONSTANTS:
-        message = f'libnftables\' JSON cannot name the interface "{printable(name)}": it stands for something else there'
+        message = f'libnftables\' JSON cannot name the interface "{printable(name)}": that has another meaning there'
         raise Refused(message, "render it as nft")
-    return name
+    return plain(name)

@@ -149,8 +149,8 @@ def test_machine_itself_is_not_touched(lab: Lab) -> None:
 
     before = outlook()
     with Lab("unused") as other:
-        namespaces.dummy(other.host.namespace, "dummy7")
-        assert "dummy7" in [name for _, name in other.host.namespace.call(socket.if_nameindex)]
+        namespaces.bridge(other.host.namespace, "bridge7")
+        assert "bridge7" in [name for _, name in other.host.namespace.call(socket.if_nameindex)]
         inside = {machine.namespace.call(outlook)[0] for machine in (*lab.machines, *other.machines)}
         assert len(inside) == 6
         assert before[0] not in inside

@@ -79,8 +79,8 @@ class NftablesBackend:
         return wire.number(table(reply.payload, 4).get(wire.GEN_ID))
 
     def identity(self) -> str:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            boot = file.read().decode().strip()
         try:
             cookie = self._netlink.option(1, SO_NETNS_COOKIE, 8)  # SOL_SOCKET
             return f"{boot}/{int.from_bytes(cookie, 'little'):x}"

@@ -1,0 +1,259 @@
+"""Which mapping a packet meets: the decisions of the mapping file as tables, and the compiled Program held against them."""
+
+import pytest
+from hypothesis import event, given, note, settings
+from hypothesis import strategies as st
+
+from redirector.compile import compile_ruleset
+from redirector.decide import Decision, Packet, covers, decide, target, within
+from redirector.model import Mapping, Ports, Ruleset, Scope
+from tests.simulate import walk
+from tests.strategies import ARRIVING_ON, CLIENTS_V4, CLIENTS_V6, LOCAL_V4, LOCAL_V6, packets, rulesets
+
+OUTSIDE = Packet("eth0", "203.0.113.9", "192.0.2.7", "tcp", 80)
+OUTSIDE_V6 = Packet("eth0", "2001:db8::9", "2001:db8::7", "tcp", 80)
+ITSELF = Packet("", "192.0.2.7", "192.0.2.7", "tcp", 80)
+ITSELF_V6 = Packet("", "::1", "::1", "tcp", 80)
+
+
+def mapping(name: str, to: int = 8080, listen: int = 80, **more: object) -> Mapping:
+    more.setdefault("local", not (more.get("interface") or more.get("source")))
+    return Mapping(name=name, listen=(Ports(listen, listen),), to=Ports(to, to), **more)  # type: ignore[arg-type]
+
+
+def winner(packet: Packet, *mappings: Mapping) -> str:
+    """The name of the mapping that gets the packet, "" for none; whatever the order in the file."""
+    found = {decide(Ruleset(order), packet).mapping for order in (mappings, mappings[::-1])}
+    assert len(found) == 1
+    compiled = walk(compile_ruleset(Ruleset(mappings)), packet)
+    assert found == {compiled.mapping}
+    return compiled.mapping
+
+
+def test_everybody_everywhere_is_the_default() -> None:
+    plain = mapping("plain")
+    for packet in (OUTSIDE, OUTSIDE_V6, ITSELF, ITSELF_V6):
+        assert decide(Ruleset((plain,)), packet) == Decision("translate", 8080, "plain", "port")
+    for other in (OUTSIDE._replace(port=81), OUTSIDE._replace(protocol="udp")):
+        assert decide(Ruleset((plain,)), other) == Decision("pass", other.port)
+
+
+@pytest.mark.parametrize(
+    ("wins", "loses"),
+    [
+        ({"source": ("203.0.113.9/32",)}, {"source": ("203.0.113.0/24",)}),
+        ({"source": ("203.0.112.0/23",)}, {"source": ("203.0.0.0/16",)}),
+        ({"source": ("0.0.0.0/0",)}, {}),
+        # A source of any length goes before every address and interface …
+        ({"source": ("0.0.0.0/0",)}, {"address": ("192.0.2.7",)}),
+        ({"source": ("0.0.0.0/0",)}, {"address": ("192.0.2.7",), "interface": ("eth0",)}),
+        ({"source": ("203.0.113.0/24",)}, {"source": ("203.0.0.0/16",), "address": ("192.0.2.7",), "interface": ("eth0",)}),
+        # … then an address before none, then the interface.
+        ({"address": ("192.0.2.7",)}, {}),
+        ({"address": ("192.0.2.7",)}, {"interface": ("eth0",)}),
+        ({"address": ("192.0.2.7",), "interface": ("e*",)}, {"address": ("192.0.2.7",)}),
+        ({"interface": ("eth0",)}, {"interface": ("eth0*",)}),
+        ({"interface": ("eth0*",)}, {"interface": ("eth*",)}),
+        ({"interface": ("eth*",)}, {"interface": ("e*",)}),
+        ({"interface": ("e*",)}, {}),
+        ({"source": ("203.0.0.0/16",), "address": ("192.0.2.7",)}, {"source": ("203.0.0.0/16",), "interface": ("eth0",)}),
+        ({"source": ("203.0.0.0/16",), "interface": ("e*",)}, {"source": ("203.0.0.0/16",)}),
+    ],
+)
+def test_the_narrower_mapping_wins(wins: dict[str, object], loses: dict[str, object]) -> None:
+    assert winner(OUTSIDE, mapping("wins", 1, **wins), mapping("loses", 2, **loses)) == "wins"
+
+
+def test_the_same_order_holds_for_ipv6() -> None:
+    narrow, wide = mapping("narrow", 1, source=("2001:db8::/47",)), mapping("wide", 2, source=("2001:db8::/32", "::/0"))
+    assert winner(OUTSIDE_V6, narrow, wide) == "narrow"
+    assert winner(OUTSIDE_V6._replace(source="2001:db8:2::1"), narrow, wide) == "wide"
+    assert winner(OUTSIDE_V6._replace(source="2001:db9::1"), narrow, wide) == "wide"
+    assert winner(OUTSIDE, narrow, wide) == ""
+
+
+def test_a_miss_in_a_narrow_scope_falls_through_to_the_wider_ones() -> None:
+    other_port = mapping("narrow", 1, listen=81, source=("203.0.113.9/32",), address=("192.0.2.7",), interface=("eth0",))
+    other_protocol = mapping("middle", 2, protocol=("udp",), source=("203.0.0.0/16",))
+    assert winner(OUTSIDE, other_port, other_protocol, mapping("wide", 3)) == "wide"
+    assert winner(OUTSIDE, other_port, other_protocol, mapping("on", 4, interface=("e*",)), mapping("wide", 3)) == "on"
+
+
+def test_width_protocol_family_and_rewrite_do_not_decide() -> None:
+    wide = Mapping("wide", (Ports(1, 1000),), Ports(9, 9), ("tcp", "udp", "sctp"), source=("203.0.113.0/24",), local=False)
+    exact = mapping("exact", 1, family="ipv4", rewrite="redirect", address=("192.0.2.7",))
+    assert winner(OUTSIDE, wide, exact) == "wide"
+
+
+@pytest.mark.parametrize(
+    ("scope", "local", "outside", "itself"),
+    [
+        ({}, True, True, True),
+        ({}, False, True, False),
+        ({"address": ("192.0.2.7",)}, True, True, True),
+        ({"address": ("192.0.2.8",)}, True, False, False),
+        # local adds the host's own whatever source and interface say; the address still applies.
+        ({"source": ("10.0.0.0/8",)}, True, False, True),
+        ({"source": ("10.0.0.0/8",)}, False, False, False),
+        ({"source": ("192.0.2.7/32",)}, False, False, False),
+        ({"interface": ("wg0",)}, True, False, True),
+        ({"interface": ("wg0",), "address": ("192.0.2.8",)}, True, False, False),
+        ({"interface": ("eth0",)}, False, True, False),
+        # "lo" means the host's own only: prerouting never sees them.
+        ({"interface": ("lo",)}, False, False, True),
+        ({"interface": ("lo",)}, True, False, True),
+        ({"interface": ("lo", "eth0")}, False, True, True),
+        ({"interface": ("lo",), "source": ("192.0.2.0/24",)}, False, False, True),
+        ({"interface": ("lo",), "source": ("10.0.0.0/8",)}, False, False, False),
+        ({"interface": ("lo",), "address": ("192.0.2.8",)}, False, False, False),
+        # A wildcard that covers the letters of "lo" is about arriving traffic all the same.
+        ({"interface": ("l*",)}, False, False, False),
+    ],
+)
+def test_who_is_meant(scope: dict[str, object], local: bool, outside: bool, itself: bool) -> None:
+    only = mapping("only", local=local, **scope)
+    assert winner(OUTSIDE, only) == ("only" if outside else "")
+    assert winner(ITSELF, only) == ("only" if itself else "")
+
+
+def test_lo_is_narrower_than_local() -> None:
+    own, everybody = mapping("own", 1, interface=("lo",)), mapping("everybody", 2)
+    assert winner(ITSELF, own, everybody) == "own"
+    assert winner(OUTSIDE, own, everybody) == "everybody"
+    at = mapping("at", 3, address=("192.0.2.7",))
+    assert winner(ITSELF, own, at) == "at"  # an address goes before an interface, for the host's own as well
+
+
+def test_families() -> None:
+    four, six = mapping("four", 1, family="ipv4"), mapping("six", 2, family="ipv6")
+    assert winner(OUTSIDE, four, six) == "four"
+    assert winner(OUTSIDE_V6, four, six) == "six"
+    assert winner(ITSELF_V6, four) == ""
+    # An address or a source of one family says so too.
+    assert winner(OUTSIDE_V6, mapping("at", address=("192.0.2.7",))) == ""
+    assert winner(OUTSIDE, mapping("from", source=("::/0",))) == ""
+
+
+def test_disabled_mappings_get_nothing() -> None:
+    off = mapping("off", 1, source=("203.0.113.9/32",), enabled=False, exclusive=True)
+    assert winner(OUTSIDE, off, mapping("on", 2)) == "on"
+    assert decide(Ruleset((off,)), OUTSIDE._replace(port=1)).action == "pass"
+
+
+def test_ranges_are_shifted_one_to_one_or_go_to_one_port() -> None:
+    shifted = Mapping("shifted", (Ports(190, 199),), Ports(9090, 9099))
+    assert [target(shifted, port) for port in (190, 195, 199)] == [9090, 9095, 9099]
+    many = Mapping("many", (Ports(1, 5), Ports(7, 7)), Ports(9, 9))
+    assert {target(many, port) for port in (1, 5, 7)} == {9}
+    for port, found in ((190, "translate"), (199, "translate"), (189, "pass"), (200, "pass")):
+        assert decide(Ruleset((shifted,)), OUTSIDE._replace(port=port)).action == found
+
+
+EXCLUSIVE = mapping("web", 8080, exclusive=True)
+DIRECT = OUTSIDE._replace(port=8080)
+
+
+@pytest.mark.parametrize(
+    ("packet", "others", "action"),
+    [
+        (DIRECT, (), "refuse"),
+        (OUTSIDE, (), "translate"),
+        (ITSELF._replace(port=8080), (), "pass"),  # the host's own are not refused
+        (DIRECT._replace(protocol="udp"), (), "pass"),
+        (DIRECT._replace(address="10.0.0.1"), (), "refuse"),  # no address: all of them
+        # Never a target that is itself mapped to itself, whoever does so …
+        (DIRECT, (mapping("same", 8080, 8080),), "translate"),
+        (DIRECT, (mapping("same", 8080, 8080, source=("10.0.0.0/8",)),), "pass"),
+        (DIRECT, (mapping("same", 8080, 8080, family="ipv6"),), "refuse"),
+        (DIRECT, (mapping("same", 8080, 8080, protocol=("udp",)),), "refuse"),
+        (DIRECT, (mapping("same", 8080, 8080, enabled=False),), "refuse"),
+        (DIRECT, (Mapping("same", (Ports(8000, 8100),), Ports(8000, 8100)),), "translate"),
+        (DIRECT, (Mapping("same", (Ports(8000, 8100),), Ports(8050, 8050), source=("10.0.0.0/8",)),), "refuse"),
+        # … and one that another mapping takes elsewhere never gets as far as the guard.
+        (DIRECT, (mapping("on", 9000, 8080),), "translate"),
+    ],
+)
+def test_exclusive_targets(packet: Packet, others: tuple[Mapping, ...], action: str) -> None:
+    ruleset = Ruleset((EXCLUSIVE, *others))
+    assert decide(ruleset, packet).action == action
+    assert walk(compile_ruleset(ruleset), packet).action == action
+
+
+def test_exclusive_guards_only_the_addresses_of_the_mapping() -> None:
+    at = mapping("at", 8080, address=("192.0.2.7", "2001:db8::7"), exclusive=True)
+    for packet, action in (
+        (DIRECT, "refuse"),
+        (DIRECT._replace(address="10.0.0.1"), "pass"),
+        (OUTSIDE_V6._replace(port=8080), "refuse"),
+        (OUTSIDE_V6._replace(port=8080, address="fd00::1"), "pass"),
+    ):
+        assert decide(Ruleset((at,)), packet) == Decision(action, 8080, "at" if action == "refuse" else "")
+        assert walk(compile_ruleset(Ruleset((at,))), packet).action == action
+
+
+def test_exclusive_guards_whatever_source_and_interface_say() -> None:
+    scoped = mapping("scoped", 8080, source=("10.0.0.0/8",), interface=("wg0",), exclusive=True)
+    assert decide(Ruleset((scoped,)), DIRECT) == Decision("refuse", 8080, "scoped")
+
+
+def test_nat_acts_once() -> None:
+    swap = Ruleset((mapping("there", 8080, 80), mapping("back", 80, 8080)))
+    assert decide(swap, OUTSIDE) == Decision("translate", 8080, "there", "port")
+    assert decide(swap, DIRECT) == Decision("translate", 80, "back", "port")
+
+
+@pytest.mark.parametrize(
+    ("address", "network", "inside"),
+    [
+        ("10.0.0.127", "10.0.0.0/25", True),
+        ("10.0.0.128", "10.0.0.0/25", False),
+        ("10.0.0.1", "0.0.0.0/0", True),
+        ("10.0.0.1", "10.0.0.1/32", True),
+        ("10.0.0.2", "10.0.0.1/32", False),
+        ("fd00::7fff", "fd00::/113", True),
+        ("fd00::8000", "fd00::/113", False),
+        ("::1", "::/0", True),
+        ("::1", "0.0.0.0/0", False),
+        ("10.0.0.1", "::/0", False),
+    ],
+)
+def test_within(address: str, network: str, inside: bool) -> None:
+    assert within(address, network) is inside
+
+
+def test_covers_by_interface() -> None:
+    for pattern, name, wanted in (
+        ("veth*", "veth0", True),
+        ("veth*", "veth", True),
+        ("veth*", "vet", False),
+        ("veth-b", "veth-b1", False),
+        ("", "anything", True),
+    ):
+        assert covers(Scope(interface=pattern), OUTSIDE._replace(interface=name)) is wanted
+
+
+def _around(packet: Packet) -> list[Packet]:
+    """The packet from every client, to every address of the host, on every interface, in its family."""
+    local, clients = (LOCAL_V4, CLIENTS_V4) if packet.family == "ipv4" else (LOCAL_V6, CLIENTS_V6)
+    arriving = [(name, source) for name in ARRIVING_ON for source in clients]
+    ways = [*arriving, *(("", source) for source in local)]
+    return [packet._replace(interface=i, source=s, address=a) for i, s in ways for a in local]
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_the_program_does_what_decide_says(data: st.DataObject) -> None:
+    ruleset = data.draw(rulesets())
+    program = compile_ruleset(ruleset)
+    for _ in range(3):
+        packet = data.draw(packets(ruleset))
+        event(decide(ruleset, packet).action)
+        for other in _around(packet):
+            said, done = decide(ruleset, other), walk(program, other)
+            if said.action == "refuse":  # several may guard one target; who is named is the file's order
+                guarding = {m.name for m in ruleset.enabled if m.exclusive}
+                assert said.mapping in guarding
+                done = done._replace(mapping=said.mapping)
+            if said != done:
+                note(str(other))
+            assert said == done
