@@ -112,9 +112,7 @@ def _fill(entries: Entries, mapping: Mapping, protocol: int) -> None:
 class _Tree:
     """The chains and verdict maps of one side."""
 
-    def __init__(
-        self, side: str, leaves: Iterable[PortMap], chains: dict[str, Chain], maps: dict[str, Map]
-    ) -> None:
+    def __init__(self, side: str, leaves: Iterable[PortMap], chains: dict[str, Chain], maps: dict[str, Map]) -> None:
         self.side = side
         self.chains = chains
         self.maps = maps

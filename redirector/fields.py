@@ -47,7 +47,8 @@ class Report:
     def at(self, *more: str | int) -> Report:
         return Report(self.path + more, self.problems)
 
-    def __call__(self, message: str, hint: str = "", at_key: bool = False) -> None:
+    def __call__(self, message: str, hint: str = "", *, at_key: bool = False) -> None:
+        """None, so that a parser can end with `return report(…)`."""
         self.problems.append(Problem(self.path, message, hint, at_key))
 
 
@@ -189,7 +190,7 @@ def address(value: object, report: Report) -> str | None:
         return report(f"{quoted(value)} is an IPv4 address in IPv6 form", f'write "{plain}"')
     if not any(packed):
         return report(f"{quoted(value)} stands for every address", "leave address out instead")
-    if packed[0] >= 224 and family == socket.AF_INET or packed[0] == 0xFF:
+    if (packed[0] >= 224 and family == socket.AF_INET) or packed[0] == 0xFF:
         return report(f"{quoted(value)} is a multicast or broadcast address: only a host's own can be mapped")
     return socket.inet_ntop(family, packed)
 
@@ -227,7 +228,7 @@ def interface(value: object, report: Report) -> str | None:
         return report('"*" alone would be every interface', "leave interface out instead")
     if len(value) >= IFNAMSIZ:
         return report(f"{quoted(value)} is longer than an interface name can be ({IFNAMSIZ - 1})")
-    stem = value[:-1] if value.endswith("*") else value
+    stem = value.removesuffix("*")
     if not re.fullmatch(INTERFACE, stem) or value in (".", ".."):
         return report(f"{quoted(value)} cannot be the name of an interface")
     return value
@@ -370,7 +371,7 @@ def _is_name(value: object) -> bool:
 def _written(value: object) -> object:
     """A model value as TOML has it."""
     if isinstance(value, Ports):
-        return value.first if value.count == 1 else str(value)
+        return value.first if value.size == 1 else str(value)
     if isinstance(value, tuple):
         items = [_written(item) for item in value]
         return items[0] if len(items) == 1 else items

@@ -9,8 +9,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from redirector.host.facts import Facts
 from redirector.host.listeners import Listener
-from redirector.host.processes import Process
 from redirector.host.ssh import SshUse
 from redirector.model import Mapping, Ports, Ruleset
 
@@ -26,17 +26,6 @@ class Finding(NamedTuple):
     flag: str
     mapping: str
     message: str
-
-
-class Facts(NamedTuple):
-    """What the host says of itself. `addresses` is None where nobody needed them; `users` maps the owners named in
-    the ruleset to user ids (None: no such user); `processes` who holds the listening sockets that matter, by inode."""
-
-    listeners: tuple[Listener, ...] = ()
-    ssh: tuple[SshUse, ...] = ()
-    addresses: frozenset[str] | None = None
-    users: dict[str | int, int | None] = {}
-    processes: dict[int, list[Process]] = {}
 
 
 def captured_ports(ruleset: Ruleset) -> set[int]:

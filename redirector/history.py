@@ -257,7 +257,7 @@ def _encode(record: Record) -> bytes:
 def _decode(content: Any, number: int) -> Record:
     """Inverts `_encode`. Raises ValueError (InvalidModel is one) for what it could not have written."""
     if not isinstance(content, dict):
-        raise ValueError("no record")
+        raise ValueError("no record")  # noqa: TRY004 (damage, like all the others here)
     checksum = content.pop("checksum", "")
     if checksum != _checksum(content):
         raise ValueError("checksum differs")
@@ -268,5 +268,10 @@ def _decode(content: Any, number: int) -> Record:
     texts = {name: content[name] for name in _TEXTS if isinstance(content.get(name), str)}
     if len(texts) != len(_TEXTS):
         raise ValueError("fields are missing")
-    flags = {name: content.get(name) is True for name in ("confirmed", "purged")}
-    return Record(generation=number, ruleset=from_document(content.get("ruleset")), **texts, **flags)
+    return Record(
+        generation=number,
+        ruleset=from_document(content.get("ruleset")),
+        confirmed=content.get("confirmed") is True,
+        purged=content.get("purged") is True,
+        **texts,
+    )

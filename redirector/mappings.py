@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from redirector import source
@@ -38,7 +37,9 @@ class InvalidFile(BadConfiguration):
     def __init__(self, diagnostics: list[Diagnostic]) -> None:
         count = len(diagnostics)
         first = diagnostics[0]
-        super().__init__(f"{first.file}:{first.line}:{first.column}: {first.message}" + f" (and {count - 1} more)" * (count > 1))
+        super().__init__(
+            f"{first.file}:{first.line}:{first.column}: {first.message}" + f" (and {count - 1} more)" * (count > 1)
+        )
         self.diagnostics = diagnostics
 
 
@@ -211,5 +212,3 @@ def write(ruleset: Ruleset) -> str:
 def _toml(value: object) -> str:
     # JSON's strings, numbers, booleans and arrays are TOML's as well, as long as non-ASCII stays as it is.
     return json.dumps(value, ensure_ascii=False)
-
-

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, Self
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # IANA protocol numbers (linux/in.h)
 FAMILIES = ("ipv4", "ipv6")
@@ -55,7 +56,7 @@ class Ports(NamedTuple):
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         return self.last - self.first + 1
 
 
@@ -121,12 +122,16 @@ class Mapping(_MappingFields):
     path of `apply`: making a class of 14 fields into a dataclass takes as long as the kernel takes for the commit.)
     """
 
-    def __new__(cls, *args: Any, **fields: Any) -> Mapping:
+    def __new__(cls, *args: Any, **fields: Any) -> Self:
         mapping = super().__new__(cls, *args, **fields)
         problems = mapping_problems(mapping)
         if problems:
             raise InvalidModel(problems)
         return mapping
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Mapping:  # type: ignore[override]  # generic there, ours here
+        return cls(*iterable)  # by which _replace validates as well
 
     @cached_property
     def claims(self) -> tuple[Claim, ...]:
@@ -144,7 +149,7 @@ class Mapping(_MappingFields):
     @property
     def shifted(self) -> bool:
         """Whether a range goes one to one to a range of the same length."""
-        return self.to.count > 1
+        return self.to.size > 1
 
     def pairs(self) -> Iterator[tuple[Ports, int]]:
         """(listened range, first target port) of each range; the target stays the same unless `shifted`."""
@@ -154,8 +159,8 @@ class Mapping(_MappingFields):
     @property
     def elements(self) -> int:
         """How many map elements the kernel would hold for this mapping."""
-        redirects = len(self.protocol) * len({scope for _, scope in self.claims}) * sum(p.count for p in self.listen)
-        guards = len(self.protocol) * max(1, len(self.address)) * self.to.count if self.exclusive else 0
+        redirects = len(self.protocol) * len({scope for _, scope in self.claims}) * sum(p.size for p in self.listen)
+        guards = len(self.protocol) * max(1, len(self.address)) * self.to.size if self.exclusive else 0
         return redirects + guards
 
 
@@ -177,11 +182,15 @@ class _RulesetFields(NamedTuple):
 class Ruleset(_RulesetFields):
     """Mappings in file order, and settings. Raises InvalidModel for names used twice and for conflicts."""
 
-    def __new__(cls, mappings: tuple[Mapping, ...] = (), settings: Settings = _NO_SETTINGS) -> Ruleset:
+    def __new__(cls, mappings: tuple[Mapping, ...] = (), settings: Settings = _NO_SETTINGS) -> Self:
         problems = ruleset_problems(mappings)
         if problems:
             raise InvalidModel(problems)
         return super().__new__(cls, mappings, settings)
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Ruleset:  # type: ignore[override]  # as in Mapping
+        return cls(*iterable)
 
     @property
     def enabled(self) -> tuple[Mapping, ...]:
@@ -216,20 +225,20 @@ def mapping_problems(mapping: Mapping) -> list[Problem]:
         problems.append(Problem(("listen",), "listen is empty: name at least one port"))
     # Two ranges that are neighbours in order are the only ones that need comparing.
     order = sorted(range(len(mapping.listen)), key=lambda i: mapping.listen[i])
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in pairwise(order):
         if mapping.listen[after].first <= mapping.listen[before].last:
             where, other = (after, before) if after > before else (before, after)
             message = f"{mapping.listen[where]} overlaps {mapping.listen[other]}: a port may stand only once in listen"
             problems.append(Problem(("listen", where), message))
     if mapping.shifted and len(mapping.listen) != 1:
-        message = f"to = \"{mapping.to}\" is a range: listen must then be exactly one range, not {len(mapping.listen)}"
+        message = f'to = "{mapping.to}" is a range: listen must then be exactly one range, not {len(mapping.listen)}'
         problems.append(Problem(("to",), message, "split the mapping, one for each range"))
-    elif mapping.shifted and mapping.listen and mapping.listen[0].count != mapping.to.count:
+    elif mapping.shifted and mapping.listen and mapping.listen[0].size != mapping.to.size:
         listen = mapping.listen[0]
-        fitting = mapping.to.first + listen.count - 1
+        fitting = mapping.to.first + listen.size - 1
         hint = f'to = "{mapping.to.first}-{fitting}" has the length of listen' if fitting <= 65535 else ""
         message = (
-            f"to = \"{mapping.to}\" has {mapping.to.count} ports, but listen = \"{listen}\" has {listen.count}: "
+            f'to = "{mapping.to}" has {mapping.to.size} ports, but listen = "{listen}" has {listen.size}: '
             "a range goes to a range of the same length, or to one port"
         )
         problems.append(Problem(("to",), message, hint))

@@ -9,20 +9,21 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TextIO
 
 from redirector.errors import printable
 from redirector.history import Record, Unreadable
 from redirector.mappings import to_document, write
 
 if TYPE_CHECKING:
+    from redirector.changes import Change
     from redirector.guards import Finding
     from redirector.mappings import Diagnostic
-    from redirector.model import Ruleset
-    from redirector.plan import Change, Plan
+    from redirector.model import Ports, Ruleset
+    from redirector.plan import Plan
     from redirector.program import Route
     from redirector.reconcile import Outcome
-    from redirector.status import Status
+    from redirector.status import Drift, Status
 
 COLOURS = {"green": 32, "red": 31, "yellow": 33, "blue": 34, "bold": 1, "dim": 2}
 SIGNS = {"add": ("+", "green"), "remove": ("-", "red"), "change": ("~", "yellow")}
@@ -85,12 +86,40 @@ def finding_json(found: Finding) -> dict[str, Any]:
 # -- plans -------------------------------------------------------------------------------------------------------
 
 
+class _Row(NamedTuple):
+    """A line about routes: what may be joined (protocols, ports, places), and what must be equal."""
+
+    protocols: tuple[str, ...]
+    ports: tuple[str, ...]
+    places: tuple[str, ...]
+    target: Ports | None
+    rewrite: str
+
+    def __str__(self) -> str:
+        words = f"{', '.join(self.protocols)} {', '.join(self.ports)}"
+        words += " refused when connected to directly" if self.target is None else f" → {self.target}"
+        redirect = " (redirect)" if self.rewrite == "redirect" else ""
+        return " ".join([words + redirect, *filter(None, [", ".join(filter(None, self.places))])])
+
+
 def merged(routes: Iterable[Route]) -> list[str]:
-    """Routes as text; those that differ by protocol only are joined: "tcp, udp 53 → 5353"."""
-    grouped: dict[Route, list[str]] = {}
-    for route in routes:
-        grouped.setdefault(route._replace(protocol=""), []).append(route.protocol)
-    return [str(route._replace(protocol=", ".join(protocols))) for route, protocols in grouped.items()]
+    """Routes as text, joined where they differ in one thing only: protocols, ports (of one target), or places.
+
+    "tcp, udp 53 → 5353", "tcp 80, 90-99 → 9090", "tcp 80 → 8080 from 10.0.0.0/8, from fd00::/8".
+    """
+    rows = [_Row((r.protocol,), (str(r.ports),), (r.where,), r.target, r.rewrite) for r in routes]
+    for joined in ("protocols", "ports", "places"):
+        grouped: dict[_Row, _Row] = {}
+        for row in rows:
+            shifted = row.target is not None and row.target.size > 1
+            if joined == "ports" and shifted:  # each range has a target of its own
+                grouped[row] = row
+                continue
+            key = row._replace(**{joined: ()})
+            before = getattr(grouped[key], joined) if key in grouped else ()
+            grouped[key] = row._replace(**{joined: before + getattr(row, joined)})
+        rows = list(grouped.values())
+    return [str(row) for row in rows]
 
 
 def change_lines(change: Change, paint: Paint, width: int) -> Iterator[str]:
@@ -102,7 +131,9 @@ def change_lines(change: Change, paint: Paint, width: int) -> Iterator[str]:
         yield f"{paint(sign, colour)} {name}  {change.detail}"
         return
     if change.action == "change":
-        if len(change.gone) == len(change.new) == 1 and change.gone[0]._replace(target=None) == change.new[0]._replace(target=None):
+        if len(change.gone) == len(change.new) == 1 and change.gone[0]._replace(target=None) == change.new[0]._replace(
+            target=None
+        ):
             yield f"{paint(sign, colour)} {name}  {new[0]} (was {change.gone[0].target})"
             return
         yield f"{paint(sign, colour)} {name}"
@@ -149,6 +180,10 @@ def plan_text(plan: Plan, paint: Paint) -> str:
     return "\n".join([*lines, paint(summary(plan), "bold")])
 
 
+def _signed(change: Change) -> list[str]:
+    return [f"- {route}" for route in merged(change.gone)] + [f"+ {route}" for route in merged(change.new)]
+
+
 def route_json(route: Route) -> dict[str, Any]:
     return {
         "protocol": route.protocol,
@@ -166,7 +201,7 @@ def plan_json(plan: Plan, findings: Iterable[Finding] = ()) -> dict[str, Any]:
             {
                 "action": change.action,
                 "mapping": change.mapping,
-                "detail": change.detail or "; ".join([f"- {r}" for r in merged(change.gone)] + [f"+ {r}" for r in merged(change.new)]),
+                "detail": change.detail or "; ".join(_signed(change)),
                 "removed": [route_json(route) for route in change.gone],
                 "added": [route_json(route) for route in change.new],
             }
@@ -193,12 +228,20 @@ STATES = {
 }
 
 
+def drift_detail(drift: Drift) -> str:
+    """What is wrong, in words."""
+    lines = [f"has {route}" for route in merged(drift.extra)] + [f"lacks {route}" for route in merged(drift.missing)]
+    return "; ".join(lines) or drift.detail
+
+
 def status_text(status: Status, file_note: str, paint: Paint) -> str:
     words, colour = STATES[status.state]
     record = status.record
     parts = [paint(words, colour), status.backend]
     if record:
-        parts.append(f"generation {record.generation}, {record.action} of {record.applied_at} by {printable(record.author)}")
+        parts.append(
+            f"generation {record.generation}, {record.action} of {record.applied_at} by {printable(record.author)}"
+        )
     lines = [" · ".join(parts)]
     if record and record.ruleset.mappings:
         drifted = {drift.mapping for drift in status.drift}
@@ -210,7 +253,9 @@ def status_text(status: Status, file_note: str, paint: Paint) -> str:
             shade = {"drifted": "red", "in sync": "green", "disabled": "dim"}[state]
             lines.append(f"  {mapping.name.ljust(width)}  {paint(state.ljust(8), shade)}  {taken}")
     if status.drift:
-        lines += ["", *(f"  {paint(drift.kind, 'red')}: {drift.mapping or '(table)'}: {drift.detail}" for drift in status.drift)]
+        lines.append("")
+        labels = ((drift, f"{paint(drift.kind, 'red')}: {drift.mapping or '(table)'}") for drift in status.drift)
+        lines += [f"  {label}: {drift_detail(drift)}" for drift, label in labels]
         lines += ["", "mend it by: redirector apply"]
     lines += [note for note in (status.note, file_note) if note]
     return "\n".join(lines)
@@ -225,7 +270,7 @@ def status_json(status: Status, file: str, changed: bool | None, file_error: str
         "backend": status.backend,
         "generation": record.generation if record else None,
         "applied_at": record.applied_at if record else None,
-        "drift": [{"kind": d.kind, "mapping": d.mapping, "detail": d.detail} for d in status.drift],
+        "drift": [{"kind": d.kind, "mapping": d.mapping, "detail": drift_detail(d)} for d in status.drift],
         "mappings": [
             {
                 "name": m.name,
@@ -272,7 +317,8 @@ def history_text(records: list[Record | Unreadable], paint: Paint) -> str:
         count = plural(len(record.ruleset.mappings), "mapping")
         origin = f"{record.action} of {printable(record.origin)}" if record.origin else record.action
         state = "" if record.confirmed else paint("  not confirmed", "yellow")
-        lines.append(f"{record.generation:>6}  {record.applied_at}  {record.digest[:8]}  {count}, {origin}, by {printable(record.author)}{state}")
+        words = f"{record.generation:>6}  {record.applied_at}  {record.digest[:8]}"
+        lines.append(f"{words}  {count}, {origin}, by {printable(record.author)}{state}")
     return "\n".join(lines)
 
 
@@ -291,7 +337,11 @@ def differences(one: Ruleset, other: Ruleset) -> list[tuple[str, str, str, str]]
     found = []
     if one.settings != other.settings:
         first, second = to_document(one).get("settings", {}), to_document(other).get("settings", {})
-        found += [("[settings]", k, _value(first, k), _value(second, k)) for k in sorted(first.keys() | second.keys()) if first.get(k) != second.get(k)]
+        found += [
+            ("[settings]", k, _value(first, k), _value(second, k))
+            for k in sorted(first.keys() | second.keys())
+            if first.get(k) != second.get(k)
+        ]
     tables = [{m["name"]: m for m in to_document(r)["mapping"]} for r in (one, other)]
     for name in [*tables[0], *(n for n in tables[1] if n not in tables[0])]:
         first, second = tables[0].get(name, {}), tables[1].get(name, {})
@@ -333,7 +383,7 @@ class Progress:
     def __call__(self, what: str) -> None:
         self._what = what
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self._thread:
             self._thread.start()
         return self

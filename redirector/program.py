@@ -116,7 +116,8 @@ class Map(NamedTuple):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]  # entries are a dict
+    def __hash__(self) -> int:
+        raise TypeError("a map cannot be hashed: its entries are a dict")
 
 
 class Program(NamedTuple):
@@ -139,13 +140,6 @@ class Route(NamedTuple):
     target: Ports | None
     where: str = ""
     rewrite: str = "port"
-
-    def __str__(self) -> str:
-        tail = f" {self.where}" if self.where else ""
-        if self.target is None:
-            return f"{self.protocol} {self.ports} refused when connected to directly{tail}"
-        redirect = " (redirect)" if self.rewrite == "redirect" else ""
-        return f"{self.protocol} {self.ports} → {self.target}{redirect}{tail}"
 
 
 def port_key(protocol: int, port: int) -> int:

@@ -21,7 +21,7 @@ from redirector.compile import compile_ruleset
 from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain, printable
 from redirector.history import History, Record, Unreadable
 from redirector.model import Ruleset
-from redirector.plan import Plan, make_plan, program_digest
+from redirector.plan import AddMap, Plan, make_plan, program_digest
 from redirector.program import Program
 
 ATTEMPTS = 50
@@ -57,7 +57,7 @@ class Wish(NamedTuple):
     replace_foreign: bool = False
     verify: bool = False
     expected: str = ""
-    judge: Judge = lambda ruleset, plan, snapshot: None  # noqa: E731 (a default)
+    judge: Judge = lambda ruleset, plan, snapshot: None
 
 
 def desired_program(ruleset: Ruleset, purge: bool = False) -> Program | None:
@@ -129,10 +129,10 @@ def _carry_out(
     try:
         if plan:
             _commit(backend, plan, snapshot, wish.verify)
-    except BaseException as error:
+    except BaseException:
         # An unknown outcome leaves no record either: status then compares with the last certain one.
         prepared.discard()
-        raise error
+        raise
     try:
         prepared.keep()
     except OSError as error:
@@ -175,9 +175,10 @@ def _carried(plan: Plan, snapshot: Snapshot) -> dict[str, dict[object, tuple[int
     if plan.desired is None or plan.observed is None:
         return {}
     carried = {}
+    remade = {step.name for step in plan.steps if isinstance(step, AddMap)}
     for name, counted in snapshot.counters.items():
         wanted, had = plan.desired.maps.get(name), plan.observed.maps.get(name)
-        if wanted and had and any(getattr(step, "kind", None) and getattr(step, "name", "") == name for step in plan.steps):
+        if wanted and had and name in remade:
             carried[name] = {k: v for k, v in counted.items() if wanted.entries.get(k) == had.entries.get(k)}
     return carried
 

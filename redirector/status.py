@@ -6,21 +6,25 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from redirector.backends.base import Backend, Snapshot
+from redirector.changes import Change
 from redirector.history import History, Record, Unreadable
-from redirector.plan import Change, make_plan
-from redirector.program import COUNTED
+from redirector.plan import make_plan
+from redirector.program import COUNTED, Route
 from redirector.reconcile import desired_program
 
 
 class Drift(NamedTuple):
     """One difference between the kernel and the last applied generation, in mappings where it can be told so.
 
-    `kind`: missing, extra or changed (of a mapping's routes), or structure (chains, rules, maps, the table).
+    `kind`: missing, extra or changed (of a mapping's routes), or structure (chains, rules, maps, the table), told in
+    `detail`. `extra` are routes that the kernel has and should not, `missing` those that it lacks.
     """
 
     kind: str
     mapping: str | None
     detail: str
+    extra: tuple[Route, ...] = ()
+    missing: tuple[Route, ...] = ()
 
 
 class Status(NamedTuple):
@@ -79,9 +83,8 @@ def _drift(found: Change) -> Drift:
     kinds = {"add": "missing", "remove": "extra", "change": "changed"}
     if found.mapping is None:
         return Drift("structure", None, found.detail)
-    # What apply would take away is there too much, and what it would add is missing.
-    lines = [f"has {route}" for route in found.gone] + [f"lacks {route}" for route in found.new]
-    return Drift(kinds[found.action], found.mapping, "; ".join(lines) or found.detail)
+    # What apply would take away is extra, and what it would add is missing.
+    return Drift(kinds[found.action], found.mapping, found.detail, found.gone, found.new)
 
 
 def count_connections(snapshot: Snapshot) -> dict[str, int]:

@@ -36,9 +36,9 @@ _PLAIN = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9A-Za-z:.+-]*+|[0-9
 # What ends a string, or must be stepped over on the way there. Up to two quotes more than the closing three belong to
 # the content of a multi-line string (TOML 1.0, String).
 _STRING_STOPS = {
-    '"': re.compile(r'\\.|"|\n'),
-    "'": re.compile(r"'|\n"),
-    '"""': re.compile(r'\\.|"{3,5}', re.DOTALL),
+    '"': re.compile(r'\\.|"'),
+    "'": re.compile(r"'"),
+    '"""': re.compile(r'\\.|"{3,5}'),
     "'''": re.compile(r"'{3,5}"),
 }
 _SUFFIX = re.compile(r" \(at (?:line ([0-9]+), column ([0-9]+)|end of document)\)\Z")
@@ -134,7 +134,7 @@ class Positions:
         line_end = feeds[line] if line < len(feeds) else len(self._text)
         if self._text.endswith("\r", start, line_end):
             line_end -= 1
-        return Position(line + 1, start - line_start + 1, max(1, min(end, line_end) - start))
+        return Position(line + 1, start - line_start + 1, min(end, line_end) - start)
 
     def _scan(self) -> None:
         text = self._text
@@ -234,8 +234,6 @@ class Positions:
         for stop in _STRING_STOPS[delimiter].finditer(self._text, start + len(delimiter)):
             if stop[0][0] == quote:
                 return stop.end()
-            if stop[0] == "\n":
-                break
         raise _InvalidText
 
 
@@ -262,4 +260,4 @@ def syntax_error_position(error: tomllib.TOMLDecodeError, text: str) -> tuple[st
     else:
         return message, Position(1, 1, 1)
     line = min(line, len(lines))
-    return message, Position(line, min(column, len(lines[line - 1].removesuffix("\r")) + 1), 1)
+    return message, Position(line, min(column, len(lines[line - 1]) + 1), 1)

@@ -114,14 +114,14 @@ def _chain(program: Program, chain: Chain, packet: Packet, moved: bool, depth: i
 def _dispatch(found: Map, field: str, family: str, prefix: int, packet: Packet) -> str:
     if field == "interface":
         assert found.kind == INTERFACES
-        return found.entries[packet.interface][0] if packet.interface in found.entries else PASS
+        return str(found.entries.get(packet.interface, (PASS, ""))[0])
     assert found.kind == ADDRESSES[family]
     if family != packet.family:
         return PASS
     key = packet.address
     if field == "source":
         key = str(ipaddress.ip_network(f"{packet.source}/{prefix}", strict=False).network_address)
-    by_number = {ipaddress.ip_address(text): value[0] for text, value in found.entries.items()}
+    by_number = {ipaddress.ip_address(text): str(value[0]) for text, value in found.entries.items()}
     return by_number.get(ipaddress.ip_address(key), PASS)
 
 

@@ -7,6 +7,7 @@ weaker test, for two random ports never collide.
 
 import string
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -40,6 +41,8 @@ from redirector.program import (
 # The machine that runs the tests has other work: no example is too slow. A failure prints how to see it again.
 settings.register_profile("redirector", deadline=None, print_blob=True)
 settings.load_profile("redirector")
+# For the many properties of which any one ruleset in three is a witness against a mistake.
+quick = settings(settings.get_profile("redirector"), max_examples=40)
 
 PORT_POOL = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 53, 80, 443, 8080, 65534, 65535)
 LOCAL_V4 = ("10.0.0.1", "10.0.1.1", "192.0.2.7", "127.0.0.1")
@@ -47,10 +50,14 @@ LOCAL_V6 = ("fd00::1", "2001:db8::7", "::1", "::1.2.3.4")  # the last is how ine
 CLIENTS_V4 = ("10.0.0.1", "10.0.0.200", "10.0.1.5", "10.9.9.9", "192.0.2.7", "203.0.113.9")
 CLIENTS_V6 = ("fd00::1", "fd00::8001", "fd00:0:0:1::1", "fd01::1", "2001:db8::7", "2001:db9::1")
 # Nested, each in the one before; some lengths are no multiple of 8.
-NETWORKS_V4 = ("0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/15", "10.0.0.0/16", "10.0.0.0/24", "10.0.0.128/25", "10.0.0.1/32")
-NETWORKS_V4 += ("192.0.2.0/24", "192.0.2.7/32")
-NETWORKS_V6 = ("::/0", "fd00::/8", "fd00::/15", "fd00::/48", "fd00::/64", "fd00::8000/113", "fd00::1/128")
-NETWORKS_V6 += ("2001:db8::/32", "2001:db8::7/128")
+NETWORKS_V4 = (
+    *("0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/15", "10.0.0.0/16", "10.0.0.0/24", "10.0.0.128/25", "10.0.0.1/32"),
+    *("192.0.2.0/24", "192.0.2.7/32"),
+)
+NETWORKS_V6 = (
+    *("::/0", "fd00::/8", "fd00::/15", "fd00::/48", "fd00::/64", "fd00::8000/113", "fd00::1/128"),
+    *("2001:db8::/32", "2001:db8::7/128"),
+)
 INTERFACE_POOL = ("eth0", "eth*", "veth*", "veth-b", "veth-b*", "v*", "vlan_7.1", "lo")
 ARRIVING_ON = ("eth0", "eth1", "veth-a", "veth-b", "veth-b1", "vlan_7.1", "wg0")
 NAMES = ("web", "a", "9", "A.b-c_d", "x" * 61)
@@ -90,8 +97,8 @@ def _ports(draw: st.DrawFn) -> tuple[tuple[Ports, ...], Ports]:
     """(listen, to): many to one, or shifted one to one."""
     if draw(st.booleans()):
         listen = draw(port_ranges())
-        first = min(draw(st.sampled_from(PORT_POOL)), 65536 - listen.count)
-        return (listen,), Ports(first, first + listen.count - 1)
+        first = min(draw(st.sampled_from(PORT_POOL)), 65536 - listen.size)
+        return (listen,), Ports(first, first + listen.size - 1)
     kept: list[Ports] = []
     for ports in draw(st.lists(port_ranges(), min_size=1, max_size=4)):
         if all(ports.last < other.first or other.last < ports.first for other in kept):
@@ -151,10 +158,21 @@ def _ruleset(found: list[Mapping], wanted: Settings) -> Ruleset:
     return Ruleset(tuple(kept), wanted)
 
 
-def rebuilt(mapping: Mapping, **changed: object) -> Mapping:
+def ports(text: str) -> Ports:
+    """Ports from "80" or "80-89"."""
+    first, _, last = text.partition("-")
+    return Ports(int(first), int(last or first))
+
+
+def mapping(name: str = "m", listen: str = "80", to: str = "8080", **more: Any) -> Mapping:
+    """A mapping as a test would write it in a file: ranges as text ("1-5 7"), and the file's default for `local`."""
+    more.setdefault("local", not (more.get("interface") or more.get("source")))
+    return Mapping(name=name, listen=tuple(map(ports, listen.split())), to=ports(to), **more)
+
+
+def rebuilt(mapping: Mapping, **changed: Any) -> Mapping:
     """The mapping with other values in some fields."""
-    values = {name: getattr(mapping, name) for name, spec in Mapping.__dataclass_fields__.items() if spec.init}
-    return Mapping(**(values | changed))
+    return Mapping(**(mapping._asdict() | changed))
 
 
 def rulesets(max_size: int = 6) -> st.SearchStrategy[Ruleset]:
@@ -169,7 +187,9 @@ def _matching(pattern: str) -> tuple[str, ...]:
     """The interfaces of the pool that a mapping's interface takes in; "" for "lo", the host itself."""
     if pattern == "lo":
         return ("",)
-    return tuple(name for name in ARRIVING_ON if name == pattern or pattern[-1] == "*" and name.startswith(pattern[:-1]))
+    if pattern.endswith("*"):
+        return tuple(name for name in ARRIVING_ON if name.startswith(pattern[:-1]))
+    return (pattern,)
 
 
 @st.composite
@@ -274,7 +294,8 @@ def _hit_rules(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) 
         case "foreign":
             found.insert(at, Foreign("counter drop"))
         case "own":
-            found.insert(at, draw(st.sampled_from((Keep(), Refuse("reset"), Jump("ipv4", "eth0", "arriving")))))
+            ours: tuple[Rule, ...] = (Keep(), Refuse("reset"), Jump("ipv4", "eth0", "arriving"))
+            found.insert(at, draw(st.sampled_from(ours)))
         case "double" if found:
             found.insert(at, found[at % len(found)])
         case "reverse":
@@ -312,7 +333,8 @@ def _hit_map(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) ->
     if what == "add" or not maps:
         kind = draw(st.sampled_from((PORTS, GUARDS, INTERFACES, "foreign: key type 0x7")))
         entries = {port_key(6, 99): (98, "stranger")} if kind == PORTS else {}
-        maps[draw(st.sampled_from(("mine", "arriving_on_zzz_ports", "guards_ipv4", "own_interfaces")))] = Map(kind, entries)
+        name = draw(st.sampled_from(("mine", "arriving_on_zzz_ports", "guards_ipv4", "own_interfaces")))
+        maps[name] = Map(kind, entries)
         return
     name = draw(st.sampled_from(sorted(maps)))
     if what == "delete":

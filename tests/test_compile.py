@@ -1,12 +1,15 @@
 """The rules engine: what a Ruleset becomes, and what it costs."""
 
+from random import Random
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from redirector import naming
 from redirector.compile import GUARD_PRIORITY, compile_ruleset, skeleton
-from redirector.model import Mapping, Ports, Ruleset, Scope, Settings
+from redirector.model import Mapping, Ruleset, Scope, Settings
 from redirector.program import (
     ADDRESSES,
     COUNTED,
@@ -28,12 +31,7 @@ from redirector.program import (
     port_key,
     references,
 )
-from tests.strategies import rebuilt, rulesets
-
-
-def mapping(name: str, listen: tuple[int, int], to: tuple[int, int], **more: object) -> Mapping:
-    more.setdefault("local", not (more.get("interface") or more.get("source")))
-    return Mapping(name=name, listen=(Ports(*listen),), to=Ports(*to), **more)  # type: ignore[arg-type]
+from tests.strategies import mapping, quick, rebuilt, rulesets
 
 
 def rule_count(program: Program) -> int:
@@ -41,7 +39,7 @@ def rule_count(program: Program) -> int:
 
 
 def test_one_plain_mapping() -> None:
-    program = compile_ruleset(Ruleset((mapping("web", (80, 80), (8080, 8080), protocol=("tcp", "udp")),)))
+    program = compile_ruleset(Ruleset((mapping("web", "80", "8080", protocol=("tcp", "udp")),)))
     ports = Translate("port", "", "ports")
     assert program == Program(
         chains={
@@ -55,7 +53,7 @@ def test_one_plain_mapping() -> None:
 
 
 def test_nothing_drains() -> None:
-    for ruleset in (Ruleset(), Ruleset((mapping("off", (80, 80), (81, 81), enabled=False, exclusive=True),))):
+    for ruleset in (Ruleset(), Ruleset((mapping("off", "80", "81", enabled=False, exclusive=True),))):
         assert compile_ruleset(ruleset) == Program(
             chains={
                 "prerouting": Chain(Hook("nat", "prerouting", -110), (Keep(),)),
@@ -66,13 +64,14 @@ def test_nothing_drains() -> None:
 
 
 def test_the_priority_is_that_of_the_settings() -> None:
-    for ruleset in (Ruleset((), Settings(priority=-105)), Ruleset((mapping("a", (1, 1), (2, 2)),), Settings(priority=-105))):
-        hooks = {c.hook for c in compile_ruleset(ruleset).chains.values() if c.hook}
+    for mappings in ((), (mapping(),)):
+        program = compile_ruleset(Ruleset(mappings, Settings(priority=-105)))
+        hooks = {c.hook for c in program.chains.values() if c.hook}
         assert hooks == {Hook("nat", "prerouting", -105), Hook("nat", "output", -105)}
 
 
 def test_every_part_of_a_scope_is_one_step_of_the_tree() -> None:
-    scoped = mapping("a", (1, 1), (2, 2), source=("10.0.0.0/8",), address=("192.0.2.1",), interface=("eth0",))
+    scoped = mapping("a", "1", "2", source=("10.0.0.0/8",), address=("192.0.2.1",), interface=("eth0",))
     program = compile_ruleset(Ruleset((scoped,)))
     leaf = "arriving_from_10.0.0.0/8_at_192.0.2.1_on_eth0"
     by_source = "arriving_sources_ipv4_8"
@@ -95,8 +94,8 @@ def test_every_part_of_a_scope_is_one_step_of_the_tree() -> None:
 
 
 def test_wildcards_and_every_network_are_jumps() -> None:
-    wild = mapping("a", (1, 1), (2, 2), interface=("e*", "eth*", "eth0"))
-    everywhere = mapping("b", (1, 1), (3, 3), source=("0.0.0.0/0", "::/0"))
+    wild = mapping("a", "1", "2", interface=("e*", "eth*", "eth0"))
+    everywhere = mapping("b", "1", "3", source=("0.0.0.0/0", "::/0"))
     found = compile_ruleset(Ruleset((wild, everywhere))).chains["arriving"].rules
     assert set(found[:2]) == {
         Jump("ipv4", "", "arriving_from_0.0.0.0/0"),
@@ -110,7 +109,7 @@ def test_wildcards_and_every_network_are_jumps() -> None:
 
 
 def test_sources_go_by_length_longest_first() -> None:
-    ruleset = Ruleset((mapping("a", (1, 1), (2, 2), source=("10.0.0.0/8", "10.0.0.0/24", "10.0.1.0/24", "fd00::/48")),))
+    ruleset = Ruleset((mapping("a", "1", "2", source=("10.0.0.0/8", "10.0.0.0/24", "10.0.1.0/24", "fd00::/48")),))
     found = compile_ruleset(ruleset)
     assert [rule.prefix for rule in found.chains["arriving"].rules if isinstance(rule, Dispatch)] == [48, 24, 8]
     assert set(found.maps["arriving_sources_ipv4_24"].entries) == {"10.0.0.0", "10.0.1.0"}
@@ -119,10 +118,10 @@ def test_sources_go_by_length_longest_first() -> None:
 def test_families_and_rewrites_have_maps_of_their_own() -> None:
     ruleset = Ruleset(
         (
-            mapping("both", (1, 1), (9, 9)),
-            mapping("four", (2, 2), (9, 9), family="ipv4"),
-            mapping("six", (2, 2), (9, 9), family="ipv6", rewrite="redirect"),
-            mapping("others", (3, 3), (9, 9), local=False),
+            mapping("both", "1", "9"),
+            mapping("four", "2", "9", family="ipv4"),
+            mapping("six", "2", "9", family="ipv6", rewrite="redirect"),
+            mapping("others", "3", "9", local=False),
         )
     )
     program = compile_ruleset(ruleset)
@@ -137,10 +136,10 @@ def test_families_and_rewrites_have_maps_of_their_own() -> None:
 
 
 def test_exclusive() -> None:
-    everywhere = mapping("everywhere", (80, 80), (8080, 8080), exclusive=True)
-    again = mapping("again", (81, 81), (8080, 8080), exclusive=True)
-    four = mapping("four", (82, 82), (8082, 8082), exclusive=True, family="ipv4")
-    at = mapping("at", (83, 84), (8083, 8084), exclusive=True, address=("192.0.2.1", "::1"), protocol=("udp",))
+    everywhere = mapping("everywhere", "80", "8080", exclusive=True)
+    again = mapping("again", "81", "8080", exclusive=True)
+    four = mapping("four", "82", "8082", exclusive=True, family="ipv4")
+    at = mapping("at", "83-84", "8083-8084", exclusive=True, address=("192.0.2.1", "::1"), protocol=("udp",))
     program = compile_ruleset(Ruleset((everywhere, again, four, at)))
     assert program.chains["input"] == Chain(
         Hook("filter", "input", GUARD_PRIORITY),
@@ -159,25 +158,27 @@ def test_exclusive() -> None:
 
 
 def test_what_is_mapped_to_itself_is_not_guarded() -> None:
-    guarded = mapping("guarded", (1, 3), (81, 83), exclusive=True)
-    same = mapping("same", (81, 81), (81, 81), family="ipv4", source=("10.0.0.0/8",))
-    shifted = mapping("shifted", (82, 90), (82, 90), protocol=("tcp",))
+    guarded = mapping("guarded", "1-3", "81-83", exclusive=True)
+    same = mapping("same", "81", "81", family="ipv4", source=("10.0.0.0/8",))
+    shifted = mapping("shifted", "82-90", "82-90", protocol=("tcp",))
     program = compile_ruleset(Ruleset((guarded, same, shifted)))
     assert set(program.maps) & set(naming.GUARD_MAPS) == {"guards_ipv6"}
     assert program.maps["guards_ipv6"].entries == {port_key(6, 81): (0, "guarded")}
 
 
 def test_no_guard_is_left_where_all_targets_are_exempt() -> None:
-    program = compile_ruleset(Ruleset((mapping("same", (81, 81), (81, 81), exclusive=True),)))
+    program = compile_ruleset(Ruleset((mapping("same", "81", "81", exclusive=True),)))
     assert "input" not in program.chains
     assert "refuse" not in program.chains
 
 
+@quick
 @given(rulesets())
 def test_references_lead_somewhere(ruleset: Ruleset) -> None:
     program = compile_ruleset(ruleset)
-    jumps = {rule.chain for c in program.chains.values() for rule in c.rules if isinstance(rule, LocalJump | Jump | Guard)}
-    looked_up = {references(rule) for c in program.chains.values() for rule in c.rules} - {None}
+    rules = [rule for chain in program.chains.values() for rule in chain.rules]
+    jumps = {rule.chain for rule in rules if isinstance(rule, LocalJump | Jump | Guard)}
+    looked_up = {references(rule) for rule in rules} - {None}
     verdicts = [found for found in program.maps.values() if found.kind not in COUNTED]
     jumps |= {value[0] for found in verdicts for value in found.entries.values()}
     assert looked_up == set(program.maps)
@@ -186,6 +187,7 @@ def test_references_lead_somewhere(ruleset: Ruleset) -> None:
     assert all(chain.rules for chain in program.chains.values() if chain.hook is None)
 
 
+@quick
 @given(rulesets())
 def test_every_element_is_in_the_program_and_no_more(ruleset: Ruleset) -> None:
     program = compile_ruleset(ruleset)
@@ -196,19 +198,22 @@ def test_every_element_is_in_the_program_and_no_more(ruleset: Ruleset) -> None:
     assert guards <= sum(m.elements - plain.elements for m, plain in zip(ruleset.enabled, unguarded, strict=True)) * 2
 
 
+@quick
 @given(rulesets())
 def test_the_frame_follows_from_the_names_alone(ruleset: Ruleset) -> None:
     program = compile_ruleset(ruleset)
     contents = {name: found for name, found in program.maps.items() if found.kind in COUNTED}
-    frame = skeleton(contents, ruleset.settings.priority)
+    leaves = [found for found in map(naming.parse_port_map, contents) if found]
+    frame = skeleton(leaves, contents, ruleset.settings.priority)
     assert frame == Program(program.chains, {n: m for n, m in program.maps.items() if n not in contents})
     assert all(m.kind in (PORTS, GUARDS) or "at" in n for n, m in contents.items())
 
 
+@quick
 @given(rulesets(), st.randoms())
-def test_the_order_in_the_file_only_names_guards(ruleset: Ruleset, random: object) -> None:
+def test_the_order_in_the_file_only_names_guards(ruleset: Ruleset, random: Random) -> None:
     mappings = list(ruleset.mappings)
-    random.shuffle(mappings)  # type: ignore[attr-defined]
+    random.shuffle(mappings)
     one, other = compile_ruleset(ruleset), compile_ruleset(Ruleset(tuple(mappings), ruleset.settings))
     assert one.chains == other.chains
     assert {n: m for n, m in one.maps.items() if m.kind not in SETS} == {
@@ -217,7 +222,7 @@ def test_the_order_in_the_file_only_names_guards(ruleset: Ruleset, random: objec
     assert {n: set(m.entries) for n, m in one.maps.items()} == {n: set(m.entries) for n, m in other.maps.items()}
 
 
-SCOPES = (
+SCOPES: tuple[dict[str, Any], ...] = (
     {},
     {"source": ("10.0.0.0/8", "10.0.0.0/24", "fd00::/8")},
     {"address": ("192.0.2.1", "fd00::1")},
@@ -227,36 +232,39 @@ SCOPES = (
 
 
 @pytest.mark.parametrize("scope", SCOPES, ids=lambda scope: "+".join(scope) or "none")
-def test_rules_do_not_grow_with_ports_or_mappings(scope: dict[str, object]) -> None:
+def test_rules_do_not_grow_with_ports_or_mappings(scope: dict[str, Any]) -> None:
     def count(*mappings: Mapping) -> int:
         return rule_count(compile_ruleset(Ruleset(mappings)))
 
-    one = count(mapping("one", (1, 1), (9, 9), **scope))
-    assert one == count(mapping("wide", (1, 10_000), (20_001, 30_000), protocol=("tcp", "udp", "sctp"), **scope))
-    assert one == count(*(mapping(f"m{i}", (i, i), (i + 1, i + 1), **scope) for i in range(1, 200)))
-    guarded = count(mapping("one", (1, 1), (9, 9), exclusive=True, **scope))
-    assert guarded == count(*(mapping(f"m{i}", (i, i), (500 + i, 500 + i), exclusive=True, **scope) for i in range(1, 200)))
+    one = count(mapping("one", "1", "9", **scope))
+    assert one == count(mapping("wide", "1-10000", "20001-30000", protocol=("tcp", "udp", "sctp"), **scope))
+    assert one == count(*(mapping(f"m{i}", f"{i}", "9", **scope) for i in range(1, 200)))
+    guarded = count(mapping("one", "1", "9", exclusive=True, **scope))
+    assert guarded == count(*(mapping(f"m{i}", f"{i}", f"{500 + i}", exclusive=True, **scope) for i in range(1, 200)))
 
 
 def test_rules_do_not_grow_with_networks_of_one_length_nor_addresses_nor_interfaces_outside_their_leaves() -> None:
     """Each scope costs its own chain and rule; the chains above them stay as they are."""
-    for key, values in (
+    scopes: list[tuple[str, list[str]]] = [
         ("source", [f"10.{i}.0.0/16" for i in range(100)]),
         ("address", [f"10.0.0.{i}" for i in range(1, 101)]),
         ("interface", [f"eth{i}" for i in range(100)]),
-    ):
-        few, many = (compile_ruleset(Ruleset((mapping("m", (1, 1), (2, 2), **{key: tuple(v)}),))) for v in (values[:2], values))
+    ]
+    for key, values in scopes:
+        more: list[dict[str, Any]] = [{key: tuple(values[:2])}, {key: tuple(values)}]
+        few, many = (compile_ruleset(Ruleset((mapping(**scope),))) for scope in more)
         assert len(few.chains["arriving"].rules) == len(many.chains["arriving"].rules) == 1
         own = 2 if key == "address" else 1  # sides that have a tree
         assert rule_count(many) - rule_count(few) == own * 98
 
 
+@quick
 @given(rulesets())
 def test_names_are_ones_that_nft_takes_and_the_kernel_holds(ruleset: Ruleset) -> None:
     program = compile_ruleset(ruleset)
     for name in [*program.chains, *program.maps]:
         assert name[0].isalpha()
-        assert all(c.isalnum() and c.isascii() or c in "/-_." for c in name)
+        assert all((c.isalnum() and c.isascii()) or c in "/-_." for c in name)
         assert len(name) < 256  # NFT_NAME_MAXLEN, linux/netfilter/nf_tables.h
 
 

@@ -66,6 +66,7 @@ VALUES: list[tuple[str, Path]] = [
     ("[a.b]\nc = 1\n[a]\nd = «1»", ("a", "d")),
     ("[[«a»]]\n[[a]]\n[[a]]", ("a",)),
     ("[[a]]\n[[«a»]]\n[[a]]", ("a", 1)),
+    ("[[«a.b»]]\n[[a.b]]", ("a", "b")),
     ("[[a]]\n[[a]]\nb = «1»\n[[a]]\nb = 1", ("a", 1, "b")),
     ("[[a]]\n[a.b]\nc = 1\n[[a]]\n[«a.b»]\nc = 2", ("a", 1, "b")),
     ("[[a]]\n[[a.b]]\n[[a]]\n[[a.b]]\n[[a.b]]\nc.d = «2»", ("a", 1, "b", 1, "c", "d")),
@@ -140,7 +141,24 @@ def test_nesting_costs_no_recursion() -> None:
 
 
 @pytest.mark.parametrize(
-    "rest", ["x", "x =", "x = ?", 'x = "', "x = '''", 'x = """\\', '"\\q" = 1', '"', "[", "[x", "a = 2"]
+    "rest",
+    [
+        "x",
+        "x =",
+        "x = ?",
+        'x = "',
+        "x = '''",
+        'x = """\\',
+        '"\\q" = 1',
+        '"',
+        "[",
+        "[x",
+        "a = 2",
+        "a.b = 1",
+        "[a]",
+        "[a.b]",
+        "x = []\n[x.y]",
+    ],
 )
 def test_text_that_is_not_toml_leaves_what_stands_before(rest: str) -> None:
     with pytest.raises(tomllib.TOMLDecodeError):
@@ -214,7 +232,7 @@ PLAIN = (
     "0 -0 +99 1_000 0xdead_BEEF 0o17 0b1 1.5 -0.0 6.626e-34 1e+9 inf -inf +inf nan true false 1979-05-27 07:32:00 "
     "00:32:00.999 1979-05-27T07:32:00 1979-05-27t07:32:00.5z 1979-05-27T07:32:00-07:00"
 )
-SINGLE_LINE = st.sampled_from([*PLAIN.split(), "1979-05-27 07:32:00", "1979-05-27 07:32:00.5+07:00"])
+SINGLE_LINE = st.sampled_from([*PLAIN.split(), *["1979-05-27 07:32:00", "1979-05-27 07:32:00.5+07:00"] * 4])
 BASIC_PARTS = ["a", "]", "}", "#", "'", "=", " ", "ä", "😀", "\\n", '\\"', "\\\\", "\\u00e4", "\\U0001F600", "\t", ","]
 LITERAL_PARTS = ["a", "]", "}", "#", '"', "=", " ", "ä", "😀", "\\", "\t", ","]
 LINE_ENDS = st.sampled_from(["\n", "\r\n"])

@@ -5,14 +5,14 @@ A backend turns a Plan's steps into its own form, and the kernel's state into a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from redirector.plan import Step
 from redirector.program import Program
 
-
-Counters = dict[str, dict[Any, tuple[int, int]]]  # (packets, bytes) by map and key
+Counters = Mapping[str, Mapping[Any, tuple[int, int]]]  # (packets, bytes) by map and key
 
 
 class Overtaken(Exception):
@@ -21,6 +21,9 @@ class Overtaken(Exception):
 
 class OutcomeDoubtful(Exception):
     """The transaction was sent, and no answer tells what became of it: read back."""
+
+
+_NONE: Counters = MappingProxyType({})
 
 
 class Snapshot(NamedTuple):
@@ -33,7 +36,7 @@ class Snapshot(NamedTuple):
     program: Program | None
     genid: int
     foreign: str = ""
-    counters: Counters = {}
+    counters: Counters = _NONE
 
 
 class Backend(Protocol):

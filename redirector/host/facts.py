@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping as Environment
+from collections.abc import Set as AbstractSet
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from redirector.guards import Facts, captured_ports
-from redirector.host.listeners import listeners
-from redirector.host.processes import owners
-from redirector.host.ssh import ssh_ports
+from redirector.host.listeners import Listener, listeners
+from redirector.host.processes import Process, owners
+from redirector.host.ssh import SshUse, ssh_ports
 from redirector.model import Ruleset
 
+_NONE: MappingProxyType[Any, Any] = MappingProxyType({})
 
-def gather(ruleset: Ruleset, environ: Environment[str, str]) -> Facts:
-    """The facts for this ruleset, in the network namespace of the caller."""
+
+class Facts(NamedTuple):
+    """What the host says of itself. `addresses` is None where nobody needed them; `users` maps the owners named in
+    the ruleset to user ids (None: no such user); `processes` who holds the listening sockets that matter, by inode."""
+
+    listeners: tuple[Listener, ...] = ()
+    ssh: tuple[SshUse, ...] = ()
+    addresses: frozenset[str] | None = None
+    users: Environment[str | int, int | None] = _NONE
+    processes: Environment[int, list[Process]] = _NONE
+
+
+def gather(ruleset: Ruleset, captured: AbstractSet[int], environ: Environment[str, str]) -> Facts:
+    """The facts for this ruleset, which captures these ports, in the network namespace of the caller."""
     protocols = sorted({protocol for mapping in ruleset.enabled for protocol in mapping.protocol})
     found = listeners(sorted({*protocols, "tcp"}))
-    captured = captured_ports(ruleset)
     ssh = ssh_ports(environ, found, captured)
     # Who holds a socket costs a walk over /proc: only for those that a message may name.
     named = {listener.inode for listener in found if listener.port in captured and listener.protocol in protocols}

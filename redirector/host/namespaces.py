@@ -1,4 +1,4 @@
-"""Private network namespaces, and the links and privileges inside them (network_namespaces(7), setns(2), unshare(2)).
+"""Private network namespaces, and the links and addresses inside them (network_namespaces(7), setns(2), veth(4)).
 
 Theory of operation:
 
@@ -15,16 +15,13 @@ Theory of operation:
 - pyroute2's sockets are per thread: an IPRoute that was made inside a namespace and is used from another thread
   quietly opens a second socket *there*, and changes the links of the wrong namespace. So each request here makes,
   uses and closes its IPRoute within one `call` (about 1 ms).
-- unshare(CLONE_NEWUSER) is refused (EINVAL) in a process with more than one thread, and `drop_privileges` changes
-  the capabilities of the calling thread only: both are for processes that have no second thread yet.
-
-os.setns and os.unshare exist from Python 3.12 on only, hence ctypes.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
+import functools
+import itertools
 import os
 import queue
 import socket
@@ -32,6 +29,8 @@ import struct
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from redirector.host.libc import CLONE_NEWNET, setns, unshare
 
 if TYPE_CHECKING:
     import subprocess
@@ -43,23 +42,11 @@ T = TypeVar("T")
 
 NAMED = "/run/netns"  # where ip-netns(8) keeps its names
 
-CLONE_NEWUSER = 0x10000000  # linux/sched.h
-CLONE_NEWNET = 0x40000000
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, since Linux 5.14
-PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
-CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h, _LINUX_CAPABILITY_VERSION_3
 IFA_F_NODAD = 0x02  # linux/if_addr.h
-RTMGRP_LINK = 1  # linux/rtnetlink.h
-CARRIER_TIMEOUT = 10.0
-NOBODY = 65534  # the conventional unprivileged user, and the kernel's overflow id
+LINK_LOCAL = b"\xfe\x80"  # fe80::/64 (RFC 4291, 2.5.6)
 
-# struct __user_cap_header_struct (version, thread; 0 is the caller) and twice struct __user_cap_data_struct
-# (effective, permitted, inheritable), all of it zero: no capabilities at all.
-_CAP_HEADER = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
-_NO_CAPABILITIES = bytes(24)
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_indices = itertools.count(1000)  # of the interfaces made here
 
 
 class Namespace:
@@ -87,7 +74,7 @@ class Namespace:
 
         Raises OSError: EPERM without CAP_SYS_ADMIN, ENOSPC past the limit user.max_net_namespaces.
         """
-        return cls(label, lambda: _check(_libc.unshare(CLONE_NEWNET)))
+        return cls(label, lambda: unshare(CLONE_NEWNET))
 
     @classmethod
     def named(cls, name: str) -> Namespace:
@@ -211,44 +198,9 @@ def enter(name: str) -> None:
     path = f"{NAMED}/{name}"
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        _check(_libc.setns(fd, CLONE_NEWNET), path)
+        setns(fd, CLONE_NEWNET)
     finally:
         os.close(fd)
-
-
-def become_user_namespace_root() -> None:
-    """Make this process root of a user namespace of its own, in a network namespace of its own (user_namespaces(7)).
-
-    For plain users: afterwards there is one user and one group, 0, which stand for the caller's; files of everybody
-    else appear to belong to 65534. It cannot be undone, and after an error the process is good for nothing but
-    saying so. Raises OSError: EINVAL if the process has other threads; EPERM, ENOSPC or EACCES where the system
-    forbids it (sysctls kernel.unprivileged_userns_clone, user.max_user_namespaces,
-    kernel.apparmor_restrict_unprivileged_userns).
-    """
-    user, group = os.geteuid(), os.getegid()
-    _check(_libc.unshare(CLONE_NEWUSER))
-    # The kernel lets an unprivileged writer map its group only once setgroups(2) is out of reach.
-    for file, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
-        with open(f"/proc/self/{file}", "w", encoding="ascii") as stream:
-            stream.write(text)
-    # A step of its own: some systems let anyone make a user namespace, and withhold the capabilities inside it.
-    _check(_libc.unshare(CLONE_NEWNET))
-
-
-def drop_privileges() -> None:
-    """Make this process an unprivileged one for good: no capabilities, none to be had by exec, ports from 1024 on.
-
-    As root where user 65534 exists it becomes that user, without groups. In a user namespace with a single user it
-    stays user 0 of it, without the powers. Import what is needed before: the user 65534 may not read the modules.
-    Call it before there are other threads. Raises OSError.
-    """
-    if os.geteuid() == 0 and _is_mapped("uid_map", NOBODY) and _is_mapped("gid_map", NOBODY):
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-    # Without this, exec gives the user 0 all of its capabilities back (capabilities(7)).
-    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    _check(_libc.capset(_CAP_HEADER, _NO_CAPABILITIES))
 
 
 def sysctl(namespace: Namespace, name: str, value: str) -> None:
@@ -274,29 +226,23 @@ def link_up(namespace: Namespace, name: str) -> None:
 def connect(a: Namespace, name_a: str, b: Namespace, name_b: str) -> None:
     """Join two namespaces by a cable: a veth pair with one end in each, both up and usable at once.
 
-    Raises OSError: EEXIST, EPERM, ENOENT in a kernel without IPv6, ETIMEDOUT.
+    Raises OSError: EEXIST, EPERM; ENOENT in a kernel without IPv6; TimeoutError.
     """
+    from redirector.host.announcements import await_address, await_operational, changes
+
+    # An index of its own: if both ends had the same, the kernel would not see that there is another end, and would
+    # take up to a second to notice that it is up (linkwatch_urgent_event in net/core/link_watch.c).
     peer = {"ifname": name_b, "net_ns_fd": b.fd}
-    _request(a, lambda route: route.link("add", ifname=name_a, kind="veth", peer=peer))
-    for namespace, name in ((a, name_a), (b, name_b)):
-        # Until the link-local address has passed duplicate address detection, which takes a second or two, a router
-        # asks for no IPv6 neighbour, and what it forwards waits (ndisc_send_ns in net/ipv6/ndisc.c).
-        sysctl(namespace, f"net/ipv6/conf/{name}/accept_dad", "0")
-    with a.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as changes:
-        changes.bind((0, RTMGRP_LINK))
-        changes.settimeout(CARRIER_TIMEOUT)
+    _request(a, lambda route: route.link("add", ifname=name_a, index=next(_indices), kind="veth", peer=peer))
+    with changes(a) as announced_a, changes(b) as announced_b:
+        for namespace, name in ((a, name_a), (b, name_b)):
+            # Duplicate address detection would keep the link-local address unusable for a second or two.
+            sysctl(namespace, f"net/ipv6/conf/{name}/accept_dad", "0")
         link_up(a, name_a)
         link_up(b, name_b)
-        # The end that came up first was without carrier then, and loses what it sends until the kernel's link watch
-        # has noticed the other end (linkwatch_do_dev in net/core/link_watch.c): the first ARP request, one second.
-        _request(a, lambda route: _await_operational(route, name_a, changes))
-
-
-def _await_operational(route: Any, name: str, changes: socket.socket) -> None:
-    """Return when the interface is operational (RFC 2863); `changes` has a message for each change of a link."""
-    index = socket.if_nametoindex(name)
-    while route.get_links(index)[0].get_attr("IFLA_OPERSTATE") != "UP":
-        changes.recv(65536)
+        for namespace, name, announced in ((a, name_a, announced_a), (b, name_b, announced_b)):
+            await_address(announced, LINK_LOCAL)
+            await_operational(announced, functools.partial(_is_operational, namespace, name))
 
 
 def bridge(namespace: Namespace, name: str) -> None:
@@ -311,16 +257,21 @@ def bridge(namespace: Namespace, name: str) -> None:
 def address(namespace: Namespace, name: str, prefix: str) -> None:
     """Give an interface an address such as "192.0.2.1/24" or "2001:db8::1/64", usable at once.
 
-    Raises OSError: ENODEV, EEXIST, EPERM.
+    Raises OSError: ENODEV, EEXIST, EPERM, TimeoutError.
     """
+    from redirector.host.announcements import await_address, changes
+
     text, _, length = prefix.partition("/")
-    # Duplicate address detection would keep an IPv6 address tentative, and unusable, for a second or more.
-    flags = IFA_F_NODAD if ":" in text else 0
+    v6 = ":" in text
 
     def add(route: Any) -> None:
-        route.addr("add", index=socket.if_nametoindex(name), address=text, prefixlen=int(length), flags=flags)
+        index = socket.if_nametoindex(name)
+        route.addr("add", index=index, address=text, prefixlen=int(length), flags=IFA_F_NODAD if v6 else 0)
 
-    _request(namespace, add)
+    with changes(namespace) as announced:
+        _request(namespace, add)
+        if v6:
+            await_address(announced, socket.inet_pton(socket.AF_INET6, text))
 
 
 def route(namespace: Namespace, destination: str, via: str) -> None:
@@ -332,30 +283,25 @@ def route(namespace: Namespace, destination: str, via: str) -> None:
     _request(namespace, lambda route: route.route("add", family=family, dst=destination, gateway=via))
 
 
-def _request(namespace: Namespace, request: Callable[[Any], object]) -> None:
-    """Run `request(iproute)` inside the namespace; the kernel's refusals come as OSError."""
+def _request(namespace: Namespace, request: Callable[[Any], T]) -> T:
+    """`request(iproute)`, run inside the namespace; the kernel's refusals come as OSError."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
-    def inside() -> None:
+    def inside() -> T:
         with IPRoute() as iproute:
-            request(iproute)
+            return request(iproute)
 
     try:
-        namespace.call(inside)
+        return namespace.call(inside)
     except NetlinkError as error:
         raise OSError(error.code, os.strerror(error.code), namespace.label) from error
 
 
-def _is_mapped(file: str, number: int) -> bool:
-    """Whether user or group `number` exists in this user namespace; lines are: first inside, first outside, count."""
-    with open(f"/proc/self/{file}", encoding="ascii") as stream:
-        ranges = [line.split() for line in stream]
-    return any(int(first) <= number < int(first) + int(count) for first, _outside, count in ranges)
+def _is_operational(namespace: Namespace, name: str) -> bool:
+    """Whether an interface can send (RFC 2863, ifOperStatus)."""
 
+    def state(route: Any) -> object:
+        return route.get_links(socket.if_nametoindex(name))[0].get_attr("IFLA_OPERSTATE")
 
-def _check(result: int, path: str | None = None) -> None:
-    """Raise OSError for a libc call that failed."""
-    if result:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
+    return _request(namespace, state) == "UP"

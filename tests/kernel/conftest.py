@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from redirector.host.namespaces import Namespace, become_user_namespace_root
+from redirector.host.namespaces import Namespace
+from redirector.host.privileges import become_user_namespace_root
 from tests.kernel.lab import Lab
 
 HERE = Path(__file__).parent

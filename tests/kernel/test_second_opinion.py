@@ -5,10 +5,11 @@ rendered text or JSON. libnftables lists both, and our own `observe` reads both.
 """
 
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from redirector import mappings, naming, renderers
@@ -28,6 +29,9 @@ from tests.kernel.libnftables import Library, Refusal
 RULES = sorted((Path(__file__).parents[2] / "rules").glob("*.toml"))
 WEB = Mapping("web", (Ports(80, 80),), Ports(8080, 8080))
 
+# Addresses with every bit set behind the usual networks, so that each prefix length cuts something off.
+ENDS = (("203.0.113.255", 32), ("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", 128))
+
 # libnftables 1.0.6 does not read the table's comment from JSON: see redirector/renderers/nft_json.py.
 MARKED_TABLE = f'add table inet redirector {{ comment "{MARK}"; }}'
 
@@ -38,7 +42,7 @@ words = st.sampled_from(("ip", "ether", "reset", "dnat", "map", "jump", "element
 interfaces = st.one_of(stems, stems.map("{}*".format), words)
 
 # The namespaces serve one example after another: each starts by emptying them.
-examples = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+examples = settings(max_examples=60)
 
 
 class Place:
@@ -124,8 +128,14 @@ def test_any_ruleset(ours: Place, theirs: Place, ruleset: Ruleset) -> None:
     hold_against(ruleset, ours, theirs)
 
 
+def test_every_prefix_length(ours: Place, theirs: Place) -> None:
+    networks = [str(ip_network(f"{a}/{n}", strict=False)) for a, bits in ENDS for n in range(bits + 1)]
+    mapping = Mapping("web", (Ports(80, 80),), Ports(8080, 8080), source=tuple(networks), local=False)
+    hold_against(Ruleset((mapping,)), ours, theirs)
+
+
 def on(*names: str) -> Ruleset:
-    return Ruleset((strategies.rebuilt(WEB, interface=names, local=False),))
+    return Ruleset((Mapping("web", (Ports(80, 80),), Ports(8080, 8080), interface=names, local=False),))
 
 
 @given(st.lists(interfaces, min_size=1, max_size=4, unique=True))

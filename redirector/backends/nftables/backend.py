@@ -18,11 +18,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from redirector.backends.base import Counters, OutcomeDoubtful, Overtaken, Snapshot
 from redirector.backends.nftables import decode, wire
 from redirector.backends.nftables.encode import Batch, header, nfgenmsg
-from redirector.backends.nftables.rules import parse_expressions, decode_rule
+from redirector.backends.nftables.rules import decode_rule, parse_expressions
 from redirector.errors import NotPermitted, Refused, TryAgain, Unavailable, printable
 from redirector.naming import TABLE
 from redirector.netlink import (
@@ -45,7 +46,7 @@ SO_NETNS_COOKIE = 71  # asm-generic/socket.h, from Linux 5.14 on
 
 def kernel_fault(release: str) -> str:
     """Why a kernel of this release (uname -r) will not do, "" if it will or cannot be judged."""
-    parts = release.split("-")[0].split(".")
+    parts = release.split("-", maxsplit=1)[0].split(".")
     if len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
         return ""
     if (int(parts[0]), int(parts[1])) >= LOWEST_KERNEL:
@@ -166,6 +167,11 @@ class NftablesBackend:
     def _dump(self, kind: int, payload: bytes = b"") -> list[Message]:
         return self._netlink.dump(header(kind), nfgenmsg() + payload)
 
+    def _rows(self, kind: int, table_attribute: int) -> list[dict[int, bytes]]:
+        """The attributes of all objects of one kind in our table (some dumps cannot be narrowed to one table)."""
+        name = attr(table_attribute, wire.text(TABLE))
+        return decode.ours(decode.rows(self._dump(kind, name)), table_attribute)
+
     def _read(self, genid: int) -> Snapshot:
         """One reading of our table."""
         name = attr(wire.TABLE_NAME, wire.text(TABLE))
@@ -178,9 +184,11 @@ class NftablesBackend:
         if foreign:
             return Snapshot(Program({}, {}), genid, foreign)
         maps: dict[str, Map] = {}
-        counters: Counters = {}
+        counters: dict[str, dict[Any, tuple[int, int]]] = {}
         members: dict[str, frozenset[int]] = {}
-        for found in decode.ours(decode.rows(self._dump(wire.GETSET, attr(wire.SET_TABLE, wire.text(TABLE)))), wire.SET_TABLE):
+        for found in decode.ours(
+            decode.rows(self._dump(wire.GETSET, attr(wire.SET_TABLE, wire.text(TABLE)))), wire.SET_TABLE
+        ):
             set_name = wire.untext(found.get(wire.SET_NAME, b""))
             if decode.anonymous(found):
                 members[set_name] = decode.members(self._elements(set_name))
@@ -203,26 +211,28 @@ class NftablesBackend:
 
     def _chains(self, members: dict[str, frozenset[int]]) -> dict[str, Chain]:
         rules: dict[str, list[Rule]] = {}
-        for row in decode.ours(decode.rows(self._dump(wire.GETRULE, attr(wire.RULE_TABLE, wire.text(TABLE)))), wire.RULE_TABLE):
+        for row in decode.ours(
+            decode.rows(self._dump(wire.GETRULE, attr(wire.RULE_TABLE, wire.text(TABLE)))), wire.RULE_TABLE
+        ):
             found = parse_expressions(row.get(wire.RULE_EXPRESSIONS, b""), members)
             rule = decode_rule(found, wire.parse_comment(row.get(wire.RULE_USERDATA)))
             rules.setdefault(wire.untext(row.get(wire.RULE_CHAIN, b"")), []).append(rule)
         chains = {}
-        for row in decode.ours(decode.rows(self._dump(wire.GETCHAIN)), wire.CHAIN_TABLE):
+        for row in self._rows(wire.GETCHAIN, wire.CHAIN_TABLE):
             name = wire.untext(row.get(wire.CHAIN_NAME, b""))
             chains[printable(name)] = Chain(decode.hook(row), tuple(rules.get(name, ())))
         return chains
 
     def _strays(self) -> list[str]:
         """Objects and flowtables in our table: we never make any."""
-        found = []
-        for kind, place, name, word in (
-            (wire.GETOBJ, 1, wire.OBJ_NAME, "object"),
-            (wire.GETFLOWTABLE, 1, wire.FLOWTABLE_NAME, "flowtable"),
-        ):
-            for row in decode.ours(decode.rows(self._dump(kind)), place):
-                found.append(f"{word} {printable(wire.untext(row.get(name, b'')))}")
-        return found
+        return [
+            f"{word} {printable(wire.untext(row.get(name, b'')))}"
+            for kind, name, word in (
+                (wire.GETOBJ, wire.OBJ_NAME, "object"),
+                (wire.GETFLOWTABLE, wire.FLOWTABLE_NAME, "flowtable"),
+            )
+            for row in self._rows(kind, wire.OBJ_TABLE)
+        ]
 
 
 def _explained(error: OSError) -> Exception:
@@ -256,5 +266,7 @@ def _failure(batch: Batch, failures: list[tuple[int, int]]) -> Exception:
     more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
     message = f"the kernel refuses the transaction, nothing was changed: {printable('; '.join(parts))}{more}"
     if errno.ENOENT in numbers or errno.EOPNOTSUPP in numbers:
-        return Refused(message, "if expressions are missing, the kernel lacks modules: nft_nat, nft_redir, nft_fib_inet")
+        return Refused(
+            message, "the kernel may lack modules: nft_nat, nft_redir, nft_fib_inet, nft_ct, nft_reject_inet"
+        )
     return Refused(message)

@@ -12,11 +12,10 @@ from typing import Any
 
 from redirector.backends.nftables import wire
 from redirector.backends.nftables.encode import MARK
-from redirector.backends.nftables.rules import decode_rule, parse_expressions
 from redirector.errors import printable
 from redirector.naming import TABLE
 from redirector.netlink import Message, attributes, table
-from redirector.program import COUNTED, PORTS, SETS, Chain, Entries, Hook, Map
+from redirector.program import COUNTED, PORTS, SETS, Entries, Hook
 
 Attributes = dict[int, bytes]
 COUNTER = b"counter\0"
@@ -148,4 +147,3 @@ def _entry_value(kind: str, parts: Attributes) -> tuple[Any, str]:
         odd.append("a comment")
     found = (value, printable(mapping))
     return (*found, ", ".join(odd)) if odd else found  # type: ignore[return-value]
-

@@ -8,7 +8,7 @@ elements go in chunks. Element attributes are packed by one struct per map: this
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from redirector.backends.base import Counters
@@ -138,8 +138,9 @@ class Batch:
                 elements = _elements(kind, entries, counters.get(name, {}))
                 yield from _chunked(wire.NEWSETELEM, NLM_F_CREATE, name, elements)
             case DeleteEntries(name, kind, keys):
-                elements = ([nest(wire.ELEM_KEY, wire.data_value(wire.key_bytes(kind, key)))] for key in keys)
-                yield from _chunked(wire.DELSETELEM, 0, name, (nest(wire.LIST_ELEM, *e) for e in elements))
+                raw = (wire.data_value(wire.key_bytes(kind, key)) for key in keys)
+                doomed = (nest(wire.LIST_ELEM, nest(wire.ELEM_KEY, value)) for value in raw)
+                yield from _chunked(wire.DELSETELEM, 0, name, doomed)
 
 
 def _new_map(name: str, kind: str, capacity: int, set_id: int) -> bytes:
@@ -186,7 +187,7 @@ def _chunked(kind: int, flags: int, name: str, elements: Iterator[bytes]) -> Ite
         yield kind, flags, place + nest(wire.ELEMENTS_LIST, *chunk), f"map {name}"
 
 
-def _elements(kind: str, entries: Entries, counters: dict[Any, tuple[int, int]]) -> Iterator[bytes]:
+def _elements(kind: str, entries: Entries, counters: Mapping[Any, tuple[int, int]]) -> Iterator[bytes]:
     """Each entry as NFTA_LIST_ELEM; entries with a counter to carry over have it as their first value."""
     seeded = {key: value for key, value in counters.items() if key in entries and value != (0, 0)} if counters else {}
     if kind == PORTS and not seeded:
@@ -203,7 +204,10 @@ def _elements(kind: str, entries: Entries, counters: dict[Any, tuple[int, int]])
             parts.append(attr(wire.ELEM_USERDATA, wire.comment(mapping)))
         if key in seeded:
             packets, octets = seeded[key]
-            values = attr(wire.COUNTER_BYTES, wire.BE64.pack(octets)), attr(wire.COUNTER_PACKETS, wire.BE64.pack(packets))
+            values = (
+                attr(wire.COUNTER_BYTES, wire.BE64.pack(octets)),
+                attr(wire.COUNTER_PACKETS, wire.BE64.pack(packets)),
+            )
             parts.append(nest(wire.ELEM_EXPR, attr(wire.EXPR_NAME, text("counter")), nest(wire.EXPR_DATA, *values)))
         yield nest(wire.LIST_ELEM, *parts)
 

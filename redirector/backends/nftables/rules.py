@@ -11,6 +11,7 @@ Registers: 1 is the first 16 bytes, 9 and 10 its second and third 4-byte parts, 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 from redirector.backends.nftables import wire
@@ -141,14 +142,17 @@ def expressions(rule: Rule) -> list[Expression]:
             found = _family(family)
             if interface:
                 # A wildcard compares only the bytes before the "*"; a name all of them.
-                name = interface[:-1].encode() if interface.endswith("*") else text(interface).ljust(16, b"\0")
-                found += [_meta(META_IIFNAME), _cmp(EQ, name)]
+                stem = interface[:-1].encode() if interface.endswith("*") else text(interface).ljust(16, b"\0")
+                found += [_meta(META_IIFNAME), _cmp(EQ, stem)]
             return [*found, _jump(chain)]
         case Translate(rewrite, family, name):
             found = [*_family(family), _meta(META_L4PROTO), _member_of(frozenset(PROTOCOLS.values()))]
             found += [*_port_key(REG_1, REG32_01), _lookup(name, REG_1)]
             if rewrite == "redirect":
-                return [*found, _expression("redir", *((n, be32(v)) for n, v in ((1, 1), (2, 1), (3, PROTO_SPECIFIED))))]
+                return [
+                    *found,
+                    _expression("redir", *((n, be32(v)) for n, v in ((1, 1), (2, 1), (3, PROTO_SPECIFIED)))),
+                ]
             nat = ((1, NAT_DNAT), (2, wire.NFPROTO_INET), (5, REG_1), (6, REG_1), (7, PROTO_SPECIFIED))
             return [*found, _expression("nat", *((n, be32(v)) for n, v in nat))]
         case Guard(family, at, name, chain):
@@ -190,7 +194,9 @@ def encode_expressions(found: list[Expression], set_ids: list[int]) -> bytes:
     ids = iter(set_ids)
     encoded = []
     for expression in found:
-        values = [attr(kind | (NLA_F_NESTED if _nested(expression.name, kind) else 0), v) for kind, v in expression.attributes]
+        values = [
+            attr(kind | (NLA_F_NESTED if _nested(expression.name, kind) else 0), v) for kind, v in expression.attributes
+        ]
         if expression.members:
             values.append(attr(4, be32(next(ids))))  # NFTA_LOOKUP_SET_ID
         name = attr(wire.EXPR_NAME, text(expression.name))
@@ -198,8 +204,9 @@ def encode_expressions(found: list[Expression], set_ids: list[int]) -> bytes:
     return nest(wire.RULE_EXPRESSIONS, *encoded)
 
 
-def _nested(name: str, kind: int) -> bool:
-    return (name, kind) in (("cmp", 3), ("bitwise", 4), ("bitwise", 5), ("immediate", 2))
+def _nested(name: str, kind: int) -> int:
+    """NLA_F_NESTED for the attributes that hold attributes, else 0."""
+    return NLA_F_NESTED if (name, kind) in (("cmp", 3), ("bitwise", 4), ("bitwise", 5), ("immediate", 2)) else 0
 
 
 # The highest attribute of each expression that this module knows (nf_tables.h as of Linux 6.12).
@@ -276,7 +283,7 @@ def _guess(found: list[Expression]) -> Rule | None:
 
 
 def _guess_family(found: list[Expression]) -> str:
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         if before == _meta(META_NFPROTO):
             value = table(dict(after.attributes).get(3, b"")).get(wire.DATA_VALUE, b"")
             return next((family for family, number in wire.NFPROTO.items() if value == bytes((number,))), "")
@@ -284,7 +291,7 @@ def _guess_family(found: list[Expression]) -> str:
 
 
 def _guess_interface(found: list[Expression]) -> str:
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         if before == _meta(META_IIFNAME):
             value = table(dict(after.attributes).get(3, b"")).get(wire.DATA_VALUE, b"")
             name = wire.untext(value)

@@ -1,0 +1,192 @@
+"""The difference between two Programs, folded back into mappings: what people are told of a plan, and of drift. Pure.
+
+Two things can differ. *Entries* (ports and guards) carry the name of their mapping, and are told as its routes that go
+and come. The *frame* around them (chains, rules, verdict maps) follows from which maps there are; it is compared with
+the frame that `compile.skeleton` makes for the maps that were observed, so that what is told is damage, and never a
+mere consequence of mappings that come or go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from redirector import naming
+from redirector.compile import skeleton
+from redirector.model import ARRIVING, Ports
+from redirector.program import (
+    COUNTED,
+    PORTS,
+    Entries,
+    Foreign,
+    Hook,
+    Map,
+    Program,
+    Route,
+    Rule,
+    protocol_name,
+    references,
+    runs,
+)
+
+TABLE_DORMANT = 0x1  # NFT_TABLE_F_DORMANT, linux/netfilter/nf_tables.h
+
+
+class Change(NamedTuple):
+    """What changes for one mapping (or, with `mapping` None, for the table): routes that go, and routes that come."""
+
+    action: str  # add, remove, change
+    mapping: str | None
+    gone: tuple[Route, ...] = ()
+    new: tuple[Route, ...] = ()
+    detail: str = ""
+
+
+def changes(desired: Program | None, observed: Program | None) -> Iterator[Change]:
+    """The difference by mapping, in the order of the desired Program; then what concerns the table as a whole."""
+    none = Program({}, {})
+    want, have = desired or none, observed or none
+    gone: dict[str, list[Route]] = {}
+    new: dict[str, list[Route]] = {}
+    kept: set[str] = set()
+    order: dict[str, None] = {}  # mappings as the desired Program has them, then those that only the kernel has
+    for name in [*want.maps, *(n for n in have.maps if n not in want.maps)]:
+        wanted, old = want.maps.get(name), have.maps.get(name)
+        kind = (wanted or old or Map("", {})).kind
+        if kind not in COUNTED or (old is not None and wanted is not None and old.kind != wanted.kind):
+            continue
+        before, after = old.entries if old else {}, wanted.entries if wanted else {}
+        order |= dict.fromkeys(value[1] for value in after.values())
+        if before == after:
+            kept.update(mapping for _, mapping in after.values())
+            continue
+        kept.update(value[1] for key, value in after.items() if before.get(key) == value)
+        _collect(gone, name, kind, {k: v for k, v in before.items() if after.get(k) != v})
+        _collect(new, name, kind, {k: v for k, v in after.items() if before.get(k) != v})
+    for mapping in [*order, *(m for m in gone if m not in order)]:
+        if mapping not in new and mapping not in gone:
+            continue
+        action = "change" if mapping in kept or (mapping in new and mapping in gone) else "add"
+        if mapping not in new and mapping not in kept:
+            action = "remove"
+        yield Change(action, mapping or None, tuple(gone.get(mapping, ())), tuple(new.get(mapping, ())))
+    if desired is None and observed is not None:
+        yield Change("remove", None, detail="the table and all that is in it")
+    elif desired is not None and observed is None:
+        if not new:
+            yield Change("add", None, detail="the table")
+    elif desired is not None and observed is not None:
+        yield from _table_changes(desired, observed)
+
+
+def _collect(into: dict[str, list[Route]], name: str, kind: str, entries: Entries) -> None:
+    """Add the entries of one map to the routes of their mappings, neighbouring ports joined."""
+    where = naming.where(name)
+    found = naming.parse_port_map(name)
+    grouped: dict[tuple[str, str], list[tuple[int, int | None]]] = {}
+    for key, (target, mapping, *_) in entries.items():
+        place, port = (key[0], key[1]) if isinstance(key, tuple) else ("", key)
+        grouped.setdefault((mapping, place), []).append((port, target if kind == PORTS else None))
+    for (mapping, place), pairs in grouped.items():
+        label = " ".join(word for word in (f"at {place}" if place else "", where) if word)
+        for protocol, ports, targets in runs(sorted(pairs, key=lambda p: p[0])):
+            rewrite = found.rewrite if found else "port"
+            route = Route(protocol_name(protocol), Ports(*ports), targets, label, rewrite)
+            into.setdefault(mapping, []).append(route)
+
+
+def _table_changes(desired: Program, observed: Program) -> Iterator[Change]:
+    """What is wrong with the frame that holds the observed mappings: chains, rules, verdict maps."""
+    if observed.flags != desired.flags:
+        asleep = "the table is dormant: none of its rules act" if observed.flags & TABLE_DORMANT else ""
+        yield Change("change", None, detail=asleep or f"the table has flags {observed.flags:#x}")
+    for stray in observed.strays:
+        yield Change("remove", None, detail=f"{stray} is not ours")
+    hook = desired.chains[naming.BASE_CHAINS[ARRIVING]].hook
+    contents = {name: m for name, m in observed.maps.items() if m.kind in COUNTED}
+    leaves = [wanted for wanted in map(naming.parse_port_map, contents) if wanted]
+    frame = skeleton(leaves, contents, hook.priority if hook else 0)
+    whole = Program(frame.chains, contents | frame.maps)
+    for name, chain in frame.chains.items():
+        was = observed.chains.get(name)
+        if was is None:
+            yield Change("add", None, detail=f"chain {name} is missing{_serves(whole, name)}")
+            continue
+        if was.hook != chain.hook:
+            yield Change("change", None, detail=f"chain {name} is {_hook_text(was.hook)}, not {_hook_text(chain.hook)}")
+        missing = [rule for rule in chain.rules if rule not in was.rules]
+        extra = [rule for rule in was.rules if rule not in chain.rules]
+        for rule in missing:
+            yield Change("add", None, detail=f"chain {name} lacks a rule: {describe(rule)}{_serves(whole, name)}")
+        for rule in extra:
+            yield Change("remove", None, detail=f"chain {name} has a rule that is not ours: {describe(rule)}")
+        if not missing and not extra and was.rules != chain.rules:
+            detail = f"chain {name} has its rules in another order or twice{_serves(whole, name)}"
+            yield Change("change", None, detail=detail)
+    for name in observed.chains:
+        if name not in frame.chains:
+            yield Change("remove", None, detail=f"chain {name} is not ours")
+    yield from _map_changes(whole, observed)
+
+
+def _map_changes(whole: Program, observed: Program) -> Iterator[Change]:
+    for name, wanted in whole.maps.items():
+        was = observed.maps.get(name)
+        if was is None or was.kind != wanted.kind:
+            fault = "is missing" if was is None else f"is of another kind ({was.kind})"
+            served = ", ".join(_serves(whole, value) for value, *_ in wanted.entries.values() if isinstance(value, str))
+            yield Change("add" if was is None else "change", None, detail=f"map {name} {fault}{served}")
+        elif wanted.kind not in COUNTED and was.entries != wanted.entries:
+            for key, value in wanted.entries.items():
+                if was.entries.get(key) != value:
+                    served = _serves(whole, value[0])
+                    yield Change("add", None, detail=f"map {name} does not lead {key} to {value[0]}{served}")
+            for key in was.entries:
+                if key not in wanted.entries:
+                    yield Change("remove", None, detail=f"map {name} has an entry that is not ours: {key}")
+    for name in observed.maps:
+        if name not in whole.maps or (observed.maps[name].kind in COUNTED and not _ours(name)):
+            yield Change("remove", None, detail=f"map {name} is not ours")
+
+
+def _ours(name: str) -> bool:
+    return naming.parse_port_map(name) is not None or name in naming.GUARD_MAPS
+
+
+def _serves(program: Program, chain: str) -> str:
+    """The mappings that a chain serves, in words: its own and those of the chains that it leads to."""
+    seen: set[str] = set()
+    names: dict[str, None] = {}
+    pending = [chain]
+    while pending:
+        current = pending.pop()
+        if current in seen or current not in program.chains:
+            continue
+        seen.add(current)
+        for rule in program.chains[current].rules:
+            target = getattr(rule, "chain", None)
+            if target:
+                pending.append(target)
+            entries = program.maps[references(rule) or ""].entries if references(rule) in program.maps else {}
+            for value, mapping, *_ in entries.values():
+                if mapping:
+                    names[mapping] = None
+                elif isinstance(value, str):
+                    pending.append(value)
+    shown = [*names][:5] + (["…"] if len(names) > 5 else [])
+    return f" (serves {', '.join(shown)})" if shown else ""
+
+
+def _hook_text(hook: Hook | None) -> str:
+    if hook is None:
+        return "at no hook"
+    policy = "" if hook.policy == "accept" else f", policy {hook.policy}"
+    return f"{hook.type} at {hook.hook}, priority {hook.priority}{policy}"
+
+
+def describe(rule: Rule) -> str:
+    """A rule in words."""
+    if isinstance(rule, Foreign):
+        return rule.text
+    parts = ", ".join(f"{k} {v}" for k, v in rule._asdict().items() if v not in ("", 0))
+    return f"{type(rule).__name__.lower()} {parts}".strip()

@@ -1,0 +1,162 @@
+"""What all commands share: the options that may stand before or after a command's name, and the guards' say."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from redirector.errors import Refused, Unavailable, printable
+
+if TYPE_CHECKING:
+    from redirector.backends.base import Backend, Snapshot
+    from redirector.guards import Finding
+    from redirector.history import History
+    from redirector.model import Ruleset
+    from redirector.output import Paint
+    from redirector.plan import Plan
+    from redirector.reconcile import Judge, Origin
+
+DEFAULT_FILE = "/etc/redirector/mappings.toml"
+DEFAULT_STATE = "/var/lib/redirector"
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class App:
+    """What all commands share: the options that may stand before or after the command's name."""
+
+    def __init__(self) -> None:
+        self.state_dir = ""
+        self.netns = ""
+        self.json = False
+        self.findings: list[Finding] = []
+
+    @property
+    def paint(self) -> Paint:
+        from redirector.output import paint_for
+
+        return paint_for(sys.stdout)
+
+    def history(self) -> History:
+        from redirector.history import History
+
+        folder = os.path.abspath(self.state_dir or os.environ.get("REDIRECTOR_STATE_DIR") or DEFAULT_STATE)
+        return History(os.path.join(folder, "netns", self.netns) if self.netns else folder)
+
+    def enter_namespace(self) -> None:
+        """Go into the namespace that --netns names; before anything else is opened."""
+        if not self.netns:
+            return
+        from redirector.host.namespaces import enter
+
+        try:
+            enter(self.netns)
+        except FileNotFoundError:
+            raise Refused(f"there is no network namespace {printable(self.netns)}", "see: ip netns list") from None
+        except OSError as error:
+            raise Refused(f"network namespace {printable(self.netns)}: {error.strerror or error}") from None
+
+    def backend(self, wanted: str = "auto") -> Backend:
+        if wanted not in ("auto", "nftables"):
+            raise Unavailable(
+                f"backend {wanted} is not part of this version", 'say backend = "nftables", or leave it out'
+            )
+        from redirector.backends.nftables.backend import NftablesBackend
+
+        return NftablesBackend()
+
+    def origin(self, action: str, source: str) -> Origin:
+        from redirector.host.facts import author
+        from redirector.reconcile import Origin
+
+        return Origin(action, source, author(os.environ))
+
+    def findings_of(self, ruleset: Ruleset, plan: Plan, snapshot: Snapshot) -> list[Finding]:
+        """Everything that the guards say; nothing where nothing would be done."""
+        if not plan:
+            return []
+        from redirector import guards
+        from redirector.host import facts
+        from redirector.program import COUNTED
+
+        maps = snapshot.program.maps.values() if snapshot.program else ()
+        held = any(m.entries for m in maps if m.kind in COUNTED)
+        found = facts.gather(ruleset, guards.captured_ports(ruleset), os.environ)
+        return [*guards.empty(ruleset, held), *guards.findings(ruleset, found)]
+
+    def judge(self, insist: dict[str, bool]) -> Judge:
+        """The guards as `reconcile` calls them: raises Refused for what no flag insists on, keeps the rest to tell."""
+        allowed = {"--" + name.replace("_", "-") for name, given in insist.items() if given}
+
+        def judge(ruleset: Ruleset, plan: Plan, snapshot: Snapshot) -> None:
+            self.findings = self.findings_of(ruleset, plan, snapshot)
+            refused = [found for found in self.findings if found.flag and found.flag not in allowed]
+            if refused:
+                lines = [f"{found.mapping}: {found.message}" if found.mapping else found.message for found in refused]
+                flags = " ".join(sorted({found.flag for found in refused}))
+                raise Refused("; ".join(lines), f"nothing was changed; to insist: {flags}")
+
+        return judge
+
+    def report(self, text: str, data: Any) -> None:
+        """Print one result, as text or as JSON."""
+        from redirector.output import say
+
+        say(json.dumps(data, indent=2, ensure_ascii=False) if self.json else text)
+
+    def warn(self, findings: list[Finding]) -> None:
+        """Print findings to standard error (in JSON they are part of the result)."""
+        from redirector.output import finding_text, paint_for, say
+
+        if not self.json:
+            for found in findings:
+                say(finding_text(found, paint_for(sys.stderr)), sys.stderr)
+
+
+def shared(function: F) -> F:
+    """The options that every command takes, before its name or after."""
+
+    def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value:
+            setattr(context.ensure_object(App), parameter.name or "", value)
+
+    options = (
+        click.option("--json", is_flag=True, expose_value=False, callback=keep, help="Print JSON for scripts."),
+        click.option(
+            "--netns", metavar="NAME", expose_value=False, callback=keep, help="Work on this network namespace."
+        ),
+        click.option(
+            "--state-dir", metavar="DIR", expose_value=False, callback=keep, help=f"Generations [{DEFAULT_STATE}]."
+        ),
+    )
+    for option in options:
+        function = option(function)
+    return function
+
+
+def insisting(function: F) -> F:
+    """The flags that override guards."""
+    flags = (
+        ("--replace-foreign", "Replace a table of our name that is not ours."),
+        ("--allow-owner", "Allow a target on which another user than `owner` listens."),
+        ("--allow-ssh", "Allow to capture or guard a port that ssh uses."),
+        ("--allow-empty", "Allow to be left without any mapping."),
+    )
+    for flag, words in flags:
+        function = click.option(flag, is_flag=True, help=words)(function)
+    return function
+
+
+pass_app = click.make_pass_decorator(App, ensure=True)
+unsafe_option = click.option("--allow-unsafe-file", is_flag=True, help="Use a file that others may write.")
+file_argument = click.argument("file", default=DEFAULT_FILE)
+verify_option = click.option("--verify", is_flag=True, help="Read everything back, even after proof.")
+
+
+def command(function: Callable[..., int]) -> click.Command:
+    """A command of ours: the shared options, and `App` as its first argument."""
+    return click.command()(shared(pass_app(function)))

@@ -1,0 +1,58 @@
+"""Commands that print what others use, and the demo: render, schema, completion, demo."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from redirector.cli.app import App, command, file_argument
+from redirector.errors import Usage, printable
+
+
+@command
+@file_argument
+@click.option("--as", "kind", default="nft", show_default=True, help="nft or json.")
+def render(_app: App, file: str, kind: str) -> int:
+    """Print the rules for FILE as text that other tools load."""
+    from redirector import mappings, output, renderers
+    from redirector.compile import compile_ruleset
+
+    if kind not in renderers.KINDS:
+        raise Usage(f"there is no rendering as {printable(kind)}", "the kinds are: " + ", ".join(renderers.KINDS))
+    ruleset = mappings.load(file)
+    output.say(renderers.render(kind, ruleset, compile_ruleset(ruleset)).rstrip("\n"))
+    return 0
+
+
+@command
+def schema(_app: App) -> int:
+    """Print the JSON Schema of the mapping file, for editors."""
+    from redirector import output
+    from redirector.schema import mapping_file_schema
+
+    output.say(json.dumps(mapping_file_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
+@command
+def demo(_app: App) -> int:
+    """Show everything on real packets, in private network namespaces; nothing of this machine is touched."""
+    from redirector import demo
+
+    return demo.run()
+
+
+@command
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> int:
+    """Print the completion script for SHELL: eval it, or put it where the shell looks for completions."""
+    from click.shell_completion import get_completion_class
+
+    from redirector.cli import group
+
+    found = get_completion_class(shell)
+    if found is None:
+        raise Usage(f"no completion for {shell}")
+    click.echo(found(group, {}, "redirector", "_REDIRECTOR_COMPLETE").source())
+    return 0
