@@ -41,7 +41,10 @@ def belongs(module: str, package: str) -> bool:
 
 
 def parse(text: str) -> Import:
-    """The tree of all imports, under a root without a name. Raises ValueError where there is none."""
+    """The tree of what a program imports, under a root without a name. Raises ValueError where there is none.
+
+    What the interpreter imports for itself, up to `site` (and what a virtual environment hooks into that), is left out.
+    """
     levels: dict[int, list[Import]] = {}
     for line in text.splitlines():
         match = LINE.match(line)
@@ -50,9 +53,11 @@ def parse(text: str) -> Import:
         depth = len(match["indent"]) // 2
         inner = tuple(levels.pop(depth + 1, ()))
         levels.setdefault(depth, []).append(Import(match["name"], int(match["own"]), inner))
-    if not levels:
+    if 0 not in levels:
         raise ValueError("no import times in the output")
-    return Import("", 0, tuple(found for depth in sorted(levels) for found in levels[depth]))
+    top = levels[0]
+    start = next((i + 1 for i, found in enumerate(top) if found.name == "site"), 0)
+    return Import("", 0, tuple(top[start:]))
 
 
 def heavier(root: Import, package: str) -> list[str]:

@@ -14,6 +14,7 @@ be larger than the process that measures, and `Samples.peak` of anything small m
 from __future__ import annotations
 
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -112,15 +113,25 @@ class Place:
             seconds = time.perf_counter() - before
         child.returncode = os.waitstatus_to_exitcode(status)  # or Popen would want to wait for it
         if child.returncode != expect:
-            with open(self._complaints, encoding="utf-8", errors="replace") as file:
-                said = file.read(2000).strip()
-            raise Failed(f"{' '.join(argv)}: exit status {child.returncode}, not {expect}: {said or 'nothing said'}")
+            said = self.complaints().strip().splitlines()[-1:]  # a traceback ends with what matters
+            raise Failed(f"{' '.join(argv)}: exit status {child.returncode}, not {expect}: {' '.join(said)}")
         return Sample(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+    def complaints(self) -> str:
+        """What the last command wrote to its standard error."""
+        with open(self._complaints, encoding="utf-8", errors="replace") as file:
+            return file.read()
 
     def start(self, argv: Sequence[str]) -> subprocess.Popen[str]:
         """A child to talk with, line by line; it should end when its standard input does."""
         pipe = subprocess.PIPE
         return self._namespace.popen(argv, stdin=pipe, stdout=pipe, env=self._environ, text=True)
+
+    def listing(self) -> list[str]:
+        """Everything that nft lists of our table, in an order of its own: a hash map has none."""
+        argv = ["nft", "--stateless", "list", "table", "inet", "redirector"]
+        text = self._namespace.run(argv, env=self._environ, check=True).stdout.decode()
+        return sorted(part.strip() for part in re.split("[,{}\n]", text))
 
     def clean(self) -> None:
         """Take our table away. nft's exit waits until the kernel has freed it (nft_rcv_nl_event frees what is doomed

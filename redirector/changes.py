@@ -9,7 +9,7 @@ mere consequence of mappings that come or go.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redirector import naming
 from redirector.compile import skeleton
@@ -83,16 +83,20 @@ def _collect(into: dict[str, list[Route]], name: str, kind: str, entries: Entrie
     """Add the entries of one map to the routes of their mappings, neighbouring ports joined."""
     where = naming.where(name)
     found = naming.parse_port_map(name)
-    grouped: dict[tuple[str, str], list[tuple[int, int | None]]] = {}
-    for key, (target, mapping, *_) in entries.items():
-        place, port = (key[0], key[1]) if isinstance(key, tuple) else ("", key)
-        grouped.setdefault((mapping, place), []).append((port, target if kind == PORTS else None))
-    for (mapping, place), pairs in grouped.items():
-        label = " ".join(word for word in (f"at {place}" if place else "", where) if word)
-        for protocol, ports, targets in runs(sorted(pairs, key=lambda p: p[0])):
-            rewrite = found.rewrite if found else "port"
-            route = Route(protocol_name(protocol), Ports(*ports), targets, label, rewrite)
-            into.setdefault(mapping, []).append(route)
+    rewrite = found.rewrite if found else "port"
+    places: dict[str, dict[int, tuple[Any, ...]]] = {}
+    for key, value in entries.items():
+        if isinstance(key, int):
+            places.setdefault("", {})[key] = value
+        elif isinstance(key, tuple):
+            places.setdefault(f"at {key[0]}", {})[key[1]] = value
+        else:  # only ever observed: no protocol and port at all
+            into.setdefault(value[1], []).append(Route(f"odd key {key}", Ports(0, 0), None, where))
+    for place, found_entries in places.items():
+        label = f"{place} {where}".strip()
+        for mapping, protocol, ports, target in runs(found_entries):
+            targets = target if kind == PORTS else None
+            into.setdefault(mapping, []).append(Route(protocol_name(protocol), ports, targets, label, rewrite))
 
 
 def _table_changes(desired: Program, observed: Program) -> Iterator[Change]:

@@ -77,7 +77,10 @@ def suggestion(word: str, words: object) -> str:
 
 def quoted(value: object) -> str:
     """A value as the file has it, cut to a readable length."""
-    text = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    try:
+        text = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    except ValueError:  # more digits than Python writes (sys.set_int_max_str_digits); TOML's 0x… may have them
+        return "with a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -96,7 +99,7 @@ def ports(value: object, report: Report) -> Ports | None:
     if isinstance(value, str) and not value.isdigit():
         match = re.fullmatch(RANGE, value)
         if not match:
-            hint = f'write "{"-".join(re.findall("[0-9]+", value))}"' if re.fullmatch(r"\d+\D{1,3}\d+", value) else ""
+            hint = f'write "{"-".join(re.findall("[0-9]+", value))}"' if re.fullmatch(r"[0-9]+\D{1,3}[0-9]+", value) else ""
             return report(f'{quoted(value)} is no port range: write "first-last", such as "8000-8099"', hint)
         first, last = int(match[1]), int(match[2])
         if not (1 <= first <= 65535 and 1 <= last <= 65535):
@@ -122,12 +125,12 @@ def choice(words: tuple[str, ...], what: str) -> Callable[[object, Report], str 
 def boolean(value: object, report: Report) -> bool | None:
     if isinstance(value, bool):
         return value
-    return report(f"must be true or false, not {quoted(value)}", "" if isinstance(value, int) else "without quotes")
+    return report(f"must be true or false, not {quoted(value)}", "without quotes" if isinstance(value, str) else "")
 
 
 def name(value: object, report: Report) -> str | None:
     if not isinstance(value, str):
-        return report(f"a name is text, not the {kind(value)} {quoted(value)}", f'write "{value}" in quotes')
+        return report(f"a name is text, not the {kind(value)} {quoted(value)}", f'write "{quoted(value)}" in quotes')
     if re.fullmatch(NAME, value):
         return value
     return report(
@@ -176,7 +179,7 @@ def _mapped(packed: bytes) -> bool:
 def address(value: object, report: Report) -> str | None:
     """One unicast address, canonical (RFC 5952)."""
     if not isinstance(value, str):
-        return report(f"an address is text, not the {kind(value)} {quoted(value)}", f'write "{value}" in quotes')
+        return report(f"an address is text, not the {kind(value)} {quoted(value)}", f'write "{quoted(value)}" in quotes')
     if "/" in value:
         return report(f"{quoted(value)} is a network; address takes single addresses", "source takes networks")
     if "%" in value:
@@ -198,7 +201,7 @@ def address(value: object, report: Report) -> str | None:
 def network(value: object, report: Report) -> str | None:
     """A network in CIDR form, canonical; a single address is its /32 or /128."""
     if not isinstance(value, str):
-        return report(f"a source is text, not the {kind(value)} {quoted(value)}", f'write "{value}" in quotes')
+        return report(f"a source is text, not the {kind(value)} {quoted(value)}", f'write "{quoted(value)}" in quotes')
     text, slash, length = value.partition("/")
     found = _packed(text)
     if not found:
@@ -238,7 +241,7 @@ def owner(value: object, report: Report) -> str | int | None:
     if isinstance(value, bool) or not isinstance(value, int | str):
         return report(f"an owner is a user name or id, not the {kind(value)} {quoted(value)}")
     if isinstance(value, int):
-        return value if 0 <= value < 2**32 - 1 else report(f"{value} is no user id")
+        return value if 0 <= value < 2**32 - 1 else report(f"{quoted(value)} is no user id")
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,254}\$?", value, re.ASCII) and not value.isdigit():
         return value
     return report(f"{quoted(value)} is no user name", f"write {value} without quotes" if value.isdigit() else "")

@@ -33,7 +33,12 @@ def captured_ports(ruleset: Ruleset) -> set[int]:
     found: set[int] = set()
     for mapping in ruleset.enabled:
         for ports in mapping.listen:
-            found.update(p for p in range(ports.first, ports.last + 1) if mapping.target(p) != p)
+            taken = set(range(ports.first, ports.last + 1))
+            if mapping.shifted:
+                taken = set() if ports == mapping.to else taken
+            else:
+                taken.discard(mapping.to.first)
+            found |= taken
         if mapping.exclusive:
             found.update(range(mapping.to.first, mapping.to.last + 1))
     return found

@@ -161,11 +161,14 @@ class NetlinkSocket:
     def pending(self) -> list[Message]:
         """What has arrived already, without waiting."""
         found: list[Message] = []
+        self._socket.settimeout(0)
         try:
             while True:
-                found += messages(self._socket.recv(RECEIVE_SIZE, socket.MSG_DONTWAIT))
+                found += messages(self._socket.recv(RECEIVE_SIZE))
         except BlockingIOError:
             return found
+        finally:
+            self._socket.settimeout(TIMEOUT_SECONDS)
 
     def dump(self, kind: int, payload: bytes) -> list[Message]:
         """All rows of a dump request.

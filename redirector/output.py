@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TextIO
 
 from redirector.errors import printable
@@ -115,7 +115,7 @@ def merged(routes: Iterable[Route]) -> list[str]:
             if joined == "ports" and shifted:  # each range has a target of its own
                 grouped[row] = row
                 continue
-            key = row._replace(**{joined: ()})
+            key = row._replace(**{joined: ()})  # type: ignore[arg-type]  # one of three fields of a type
             before = getattr(grouped[key], joined) if key in grouped else ()
             grouped[key] = row._replace(**{joined: before + getattr(row, joined)})
         rows = list(grouped.values())
@@ -136,7 +136,7 @@ def change_lines(change: Change, paint: Paint, width: int) -> Iterator[str]:
         ):
             yield f"{paint(sign, colour)} {name}  {new[0]} (was {change.gone[0].target})"
             return
-        yield f"{paint(sign, colour)} {name}"
+        yield f"{paint(sign, colour)} {name.rstrip()}"
         yield from _cut((f"    {paint('-', 'red')} {line}" for line in gone), len(gone))
         yield from _cut((f"    {paint('+', 'green')} {line}" for line in new), len(new))
         return
@@ -154,30 +154,31 @@ def _cut(lines: Iterable[str], count: int) -> Iterator[str]:
         yield line
 
 
-def summary(plan: Plan) -> str:
-    """One line: how many mappings come, change and go."""
-    if not plan:
+DONE = {"add": "added", "change": "changed", "remove": "removed"}
+
+
+def summary(changes: Sequence[Change], *, done: bool = False) -> str:
+    """One line: how many mappings come (or came), change and go."""
+    if not changes:
         return "in sync: nothing to do"
     counts = {"add": 0, "change": 0, "remove": 0}
-    structure = 0
-    for change in plan.changes:
-        if change.mapping is None:
-            structure += 1
-        else:
-            counts[change.action] += 1
-    parts = [f"{count} to {action}" for action, count in counts.items() if count]
-    if structure:
-        parts.append(plural(structure, "repair") + " of the table" if counts else "")
-    return ", ".join(parts)
+    for change in changes:
+        counts[change.action] += change.mapping is not None
+    words = (f"{n} {DONE[action]}" if done else f"{n} to {action}" for action, n in counts.items() if n)
+    repairs = sum(change.mapping is None for change in changes)
+    table = [plural(repairs, "change") + " of the table"] if repairs else []
+    return ", ".join([*words, *table])
 
 
-def plan_text(plan: Plan, paint: Paint) -> str:
+def plan_text(plan: Plan, paint: Paint, done: str = "") -> str:
+    """The plan as a diff, and one summary line; `done` says of a plan that was carried out what it came to."""
     changes = plan.changes
     width = min(32, max((len(c.mapping or "(table)") for c in changes), default=0))
     lines = [line for change in changes for line in change_lines(change, paint, width)]
     if lines:
         lines.append("")
-    return "\n".join([*lines, paint(summary(plan), "bold")])
+    total = summary(changes, done=bool(done)) + (f"; {done}" if done else "")
+    return "\n".join([*lines, paint(total, "bold")])
 
 
 def _signed(change: Change) -> list[str]:

@@ -156,21 +156,21 @@ def references(rule: Rule) -> str | None:
     return rule.map if isinstance(rule, Dispatch | Translate | Guard) else None
 
 
-def runs(entries: list[tuple[int, int | None]]) -> Iterator[tuple[int, Ports, Ports | None]]:
-    """(protocol number, ports, targets) for sorted (port key, target) pairs, neighbours joined where they can be."""
-    i = 0
-    while i < len(entries):
-        key, target = entries[i]
-        j = i + 1
-        step = None  # 0: many to one, 1: shifted; known from the second entry on
-        while j < len(entries) and entries[j][0] == entries[j - 1][0] + 1 and entries[j][0] >> 16 == key >> 16:
-            previous, following = entries[j - 1][1], entries[j][1]
-            delta = 0 if target is None or previous is None or following is None else following - previous
-            if delta not in (0, 1) or step not in (None, delta):
-                break
-            step = delta
-            j += 1
-        last_key, last_target = entries[j - 1]
-        targets = None if target is None or last_target is None else Ports(target, last_target)
-        yield key >> 16, Ports(key & 0xFFFF, last_key & 0xFFFF), targets
-        i = j
+def runs(entries: dict[int, tuple[Any, ...]]) -> Iterator[tuple[str, int, Ports, Ports]]:
+    """(mapping, protocol number, ports, targets) of entries by port key, neighbours joined where they can be: those of
+    one mapping whose targets are all the same, or go up by one with the ports."""
+    first = last = target = final = -1
+    owner = ""
+    step = None  # between targets, 0 or 1; known from a run's second entry on
+    for key, (value, mapping, *_) in sorted(entries.items()):
+        delta = value - final
+        if key == last + 1 and mapping == owner and delta in (0, 1) and step in (None, delta) and key & 0xFFFF:
+            last, final, step = key, value, delta
+            continue
+        if first >= 0:
+            yield owner, first >> 16, Ports(first & 0xFFFF, last & 0xFFFF), Ports(target, final)
+        first = last = key
+        target = final = value
+        owner, step = mapping, None
+    if first >= 0:
+        yield owner, first >> 16, Ports(first & 0xFFFF, last & 0xFFFF), Ports(target, final)

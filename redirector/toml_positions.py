@@ -179,8 +179,6 @@ class Positions:
         brackets = 2 if self._text.startswith("[[", at) else 1
         start = _end(_BLANK, self._text, at + brackets)
         table, name, key, at = self._name(self._root, start)
-        if not self._text.startswith("]" * brackets, at):
-            raise _InvalidText
         opened: _Table = {}
         node = table.get(name)
         if brackets == 2:

@@ -102,11 +102,11 @@ class App:
 
         return judge
 
-    def report(self, text: str, data: Any) -> None:
-        """Print one result, as text or as JSON."""
+    def report(self, text: Callable[[], str], data: Callable[[], Any]) -> None:
+        """Print one result, as text or as JSON; only the one that is wanted is made."""
         from redirector.output import say
 
-        say(json.dumps(data, indent=2, ensure_ascii=False) if self.json else text)
+        say(json.dumps(data(), indent=2, ensure_ascii=False) if self.json else text())
 
     def warn(self, findings: list[Finding]) -> None:
         """Print findings to standard error (in JSON they are part of the result)."""

@@ -45,7 +45,10 @@ def apply(app: App, file: str, dry_run: bool, verify: bool, allow_unsafe_file: b
                 judge(ruleset, found, snapshot)
                 backend.check(found.steps, {})
             app.warn(app.findings)
-            app.report(output.plan_text(found, app.paint), output.plan_json(found, app.findings) | {"dry_run": True})
+            app.report(
+                lambda: output.plan_text(found, app.paint),
+                lambda: output.plan_json(found, app.findings) | {"dry_run": True},
+            )
             return 0
         wish = reconcile.Wish(
             ruleset,
@@ -119,16 +122,11 @@ def _report_outcome(app: App, outcome: Outcome) -> None:
     from redirector import output
 
     app.warn(app.findings)
-    if not outcome.plan:
-        text = (
-            "in sync: nothing to do"
-            if not outcome.recorded
-            else f"in sync: recorded as generation {outcome.generation}"
-        )
-    else:
-        done = f"generation {outcome.generation}" if outcome.recorded else "drift mended"
-        text = f"{output.plan_text(outcome.plan, app.paint)}; done: {done}"
-    app.report(text, output.outcome_json(outcome, app.findings))
+    done = f"generation {outcome.generation}" if outcome.recorded else "drift mended" if outcome.plan else ""
+    app.report(
+        lambda: output.plan_text(outcome.plan, app.paint, done),
+        lambda: output.outcome_json(outcome, app.findings),
+    )
 
 
 def _origin_path(file: str) -> str:

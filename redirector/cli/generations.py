@@ -20,7 +20,10 @@ def history(app: App) -> int:
     from redirector import output
 
     records = app.history().all()
-    app.report(output.history_text(records, app.paint), [output.record_json(record) for record in records])
+    app.report(
+        lambda: output.history_text(records, app.paint),
+        lambda: [output.record_json(record) for record in records],
+    )
     return 0
 
 
@@ -31,7 +34,7 @@ def show(app: App, generation: int | None) -> int:
     from redirector import output
 
     record = _record(app.history(), generation)
-    app.report(output.show_text(record).rstrip(), output.show_json(record))
+    app.report(lambda: output.show_text(record).rstrip(), lambda: output.show_json(record))
     return 0
 
 
@@ -47,7 +50,7 @@ def compare(app: App, a: str, b: str) -> int:
     rows = [
         {"mapping": name, "key": key, "a": first or None, "b": second or None} for name, key, first, second in found
     ]
-    app.report(output.differences_text(found, app.paint), {"equal": not found, "differences": rows})
+    app.report(lambda: output.differences_text(found, app.paint), lambda: {"equal": not found, "differences": rows})
     return 2 if found else 0
 
 

@@ -27,9 +27,8 @@ def check(app: App, file: str) -> int:
     disabled = len(ruleset.mappings) - len(ruleset.enabled)
     words = output.plural(len(ruleset.mappings), "mapping") + (f" ({disabled} disabled)" if disabled else "")
     found = {"ok": True, "mappings": len(ruleset.mappings), "problems": []}
-    app.report(
-        f"{printable(file)}: {words}, no problem", found | {"findings": [output.finding_json(f) for f in findings]}
-    )
+    found["findings"] = [output.finding_json(finding) for finding in findings]
+    app.report(lambda: f"{printable(file)}: {words}, no problem", lambda: found)
     return 0
 
 
@@ -56,7 +55,7 @@ def plan(app: App, file: str, out: str | None, replace_foreign: bool) -> int:
 
         saved.write(out, ruleset, snapshot.program, backend, file)
     app.warn(findings)
-    app.report(output.plan_text(found, app.paint), output.plan_json(found, findings))
+    app.report(lambda: output.plan_text(found, app.paint), lambda: output.plan_json(found, findings))
     return 2 if found else 0
 
 
@@ -78,7 +77,10 @@ def status(app: App, file: str | None) -> int:
         note = f"{printable(path)} has changed since: redirector plan shows how"
     elif error:
         note = f"{printable(path)}: {error}"
-    app.report(output.status_text(found, note, app.paint), output.status_json(found, path, changed, error))
+    app.report(
+        lambda: output.status_text(found, note, app.paint),
+        lambda: output.status_json(found, path, changed, error),
+    )
     return {"in-sync": 0, "drifted": 2, "drained": 3, "absent": 3, "unknown": 4}[found.state]
 
 

@@ -31,22 +31,22 @@ _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_u
 
 
 def unshare(flags: int) -> None:
-    """unshare(2): into fresh namespaces of the kinds in `flags`."""
+    """Into fresh namespaces of the kinds in `flags` (unshare(2))."""
     _check(_libc.unshare(flags))
 
 
 def setns(fd: int, kind: int) -> None:
-    """setns(2): into the namespace that `fd` refers to; EINVAL if it is not of `kind`."""
+    """Into the namespace that `fd` refers to (setns(2)); EINVAL if that is not of `kind`."""
     _check(_libc.setns(fd, kind))
 
 
 def set_no_new_privileges() -> None:
-    """PR_SET_NO_NEW_PRIVS (prctl(2)): from now on, exec gives nothing that the caller has not."""
+    """From now on, exec gives nothing that the caller has not (prctl(2))."""
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
 def clear_capabilities() -> None:
-    """capset(2) of none at all; the ambient ones go with them."""
+    """No capabilities at all (capset(2)); the ambient ones go with the others."""
     header = _CapabilityHeader(CAPABILITY_VERSION_3, 0)
     none = (_CapabilityData * 2)()
     _check(_libc.capset(ctypes.byref(header), none))

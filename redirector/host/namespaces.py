@@ -220,7 +220,7 @@ def sysctl(namespace: Namespace, name: str, value: str) -> None:
 
 def link_up(namespace: Namespace, name: str) -> None:
     """Bring an interface up. Raises OSError: ENODEV, EPERM."""
-    _request(namespace, lambda route: route.link("set", index=socket.if_nametoindex(name), state="up"))
+    _request(namespace, lambda route: route.link("set", index=_index(name), state="up"))
 
 
 def connect(a: Namespace, name_a: str, b: Namespace, name_b: str) -> None:
@@ -265,7 +265,7 @@ def address(namespace: Namespace, name: str, prefix: str) -> None:
     v6 = ":" in text
 
     def add(route: Any) -> None:
-        index = socket.if_nametoindex(name)
+        index = _index(name)
         route.addr("add", index=index, address=text, prefixlen=int(length), flags=IFA_F_NODAD if v6 else 0)
 
     with changes(namespace) as announced:
@@ -298,10 +298,18 @@ def _request(namespace: Namespace, request: Callable[[Any], T]) -> T:
         raise OSError(error.code, os.strerror(error.code), namespace.label) from error
 
 
+def _index(name: str) -> int:
+    """The index of an interface in the calling thread's namespace. Raises OSError (ENODEV)."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:  # which has no errno before Python 3.13
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name) from error
+
+
 def _is_operational(namespace: Namespace, name: str) -> bool:
     """Whether an interface can send (RFC 2863, ifOperStatus)."""
 
     def state(route: Any) -> object:
-        return route.get_links(socket.if_nametoindex(name))[0].get_attr("IFLA_OPERSTATE")
+        return route.get_links(_index(name))[0].get_attr("IFLA_OPERSTATE")
 
     return _request(namespace, state) == "UP"

@@ -185,7 +185,7 @@ class EchoServers:
 
         def listen() -> None:
             for port in wanted:
-                sockets.append(_listening(protocol, address, port))
+                sockets.append(_listening(protocol, address, port))  # noqa: PERF401 - those before an error count
 
         try:
             namespace.call(listen)

@@ -14,7 +14,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import redirector
@@ -143,14 +143,15 @@ class Lab:
             self._wire()
             self._undo = undo.pop_all()
 
-    def command(self, *args: str, names: Mapping[str, Machine] | None = None) -> list[str]:
-        """The argv of `redirector ARGS`; with `names`, in a mount namespace where /run/netns holds these machines.
+    def command(self, *args: str) -> list[str]:
+        """The argv of `redirector ARGS`, to be run with `environment()`."""
+        return [sys.executable, "-m", "redirector", *args]
 
-        With `names` it wants util-linux and mount (packages that every Debian has), and hides the rest of /run.
+    def with_names(self, names: Mapping[str, Machine], argv: Sequence[str]) -> list[str]:
+        """`argv`, in a mount namespace of its own where /run/netns holds these machines and the rest of /run is gone.
+
+        By unshare and mount, which are in packages that every Debian has.
         """
-        argv = [sys.executable, "-m", "redirector", *args]
-        if not names:
-            return argv
         paths = [part for name, machine in names.items() for part in (name, machine.path)]
         return ["unshare", "--mount", "--propagation", "private", "sh", "-euc", WITH_NAMES, "sh", *paths, "--", *argv]
 
@@ -158,7 +159,13 @@ class Lab:
         """For a `command`: this process's, without the ssh session that the tests may run in, plus `env`."""
         inherited = {name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"}
         checkout = os.path.dirname(os.path.dirname(redirector.__file__))
-        return {**inherited, "PATH": PATH, "PYTHONPATH": checkout, "REDIRECTOR_STATE_DIR": self.state_dir, **(env or {})}
+        return {
+            **inherited,
+            "PATH": PATH,
+            "PYTHONPATH": checkout,
+            "REDIRECTOR_STATE_DIR": self.state_dir,
+            **(env or {}),
+        }
 
     def redirector(
         self,
@@ -168,10 +175,12 @@ class Lab:
         input: str | None = None,  # noqa: A002 - as subprocess.run calls it
         names: Mapping[str, Machine] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run `redirector ARGS` on the host (or `machine`) to its end, output captured; see `command`."""
+        """Run `redirector ARGS` on the host (or `machine`) to its end; for `names` see `with_names`."""
         namespace = (machine or self.host).namespace
-        argv, environment = self.command(*args, names=names), self.environment(env)
-        return namespace.run(argv, input=input, env=environment, text=True, timeout=COMMAND_TIMEOUT)
+        argv = self.command(*args)
+        if names:
+            argv = self.with_names(names, argv)
+        return namespace.run(argv, input=input, env=self.environment(env), text=True, timeout=COMMAND_TIMEOUT)
 
     def reset(self) -> None:
         """No servers, no rules, no remembered connections. Links, addresses and sysctls stay as they are."""

@@ -59,7 +59,9 @@ class TestReaching:
 
     def test_dropped_packets_are_silence(self, lab: Lab, protocol: Protocol, v: int) -> None:
         lab.host.serve(protocol, ANY[v], PORT)
-        lab.host.nft(f"table inet t {{ chain c {{ type filter hook input priority 0; {protocol} dport {PORT} drop; }}; }}")
+        lab.host.nft(
+            f"table inet t {{ chain c {{ type filter hook input priority 0; {protocol} dport {PORT} drop; }}; }}"
+        )
         assert ask(lab.client, protocol, HOST[v], patience=SILENCE) == Silent()
         lab.host.flush()
         assert ask(lab.client, protocol, HOST[v]) == Answered(PORT, CLIENT[v], HOST[v])
@@ -92,13 +94,9 @@ def test_many_ports_are_served(lab: Lab, protocol: Protocol) -> None:
 def test_sctp_init_is_heard_and_counted_as_it_is_after_nat(lab: Lab, v: int) -> None:
     lab.host.nft(
         """table inet t {
-            chain redirect-it { type nat hook prerouting priority -110; sctp dport 5060 redirect to :5061; }
-            chain count-it {
-                type filter hook input priority 0
-                sctp dport 5061 counter
-                ct state invalid counter comment "checksum"
-            }
-        }""".replace("-it", "_it")
+            chain translate { type nat hook prerouting priority -110; sctp dport 5060 redirect to :5061; }
+            chain arrived { type filter hook input priority 0; sctp dport 5061 counter; ct state invalid counter; }
+        }"""
     )
     with lab.host.sctp_ear() as ear:
         for _ in range(2):
@@ -112,9 +110,11 @@ def test_sctp_init_is_heard_and_counted_as_it_is_after_nat(lab: Lab, v: int) -> 
     assert "ct state invalid counter packets 0 " in listing
 
 
-def test_crc32c_of_the_check_word() -> None:
-    # "123456789" is the customary check input; its value for CRC-32C is in RFC 3720, B.4's successors and crc catalogues.
-    assert crc32c(b"123456789") == 0xE3069283
+@pytest.mark.parametrize(
+    ("data", "crc"), [(bytes(32), 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43), (bytes(range(32)), 0x46DD794E)]
+)
+def test_crc32c_examples_of_rfc3720_b4(data: bytes, crc: int) -> None:
+    assert crc32c(data) == crc
 
 
 def test_reset_leaves_nothing_of_a_test(shared_lab: Lab) -> None:

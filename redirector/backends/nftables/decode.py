@@ -7,6 +7,7 @@ rule that no compiled Program has, and so as drift.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from redirector.backends.nftables import wire
 from redirector.backends.nftables.encode import MARK
 from redirector.errors import printable
 from redirector.naming import TABLE
-from redirector.netlink import Message, attributes, table
+from redirector.netlink import Message, attr, attributes, table
 from redirector.program import COUNTED, PORTS, SETS, Entries, Hook
 
 Attributes = dict[int, bytes]
@@ -105,10 +106,15 @@ def _elements(messages: Iterable[Message]) -> Iterable[bytes]:
 
 
 def entries(kind: str, messages: Iterable[Message]) -> tuple[Entries, dict[Any, tuple[int, int]]]:
-    """(entries, counters by key) of a map. An element that we could not have written has a third part in its value:
-    words for what is odd about it."""
+    """(entries, counters by key, none for zero) of a map. An element that we could not have written has a third part in
+    its value: words for what is odd about it."""
     found: Entries = {}
     counters: dict[Any, tuple[int, int]] = {}
+    messages = list(messages)
+    if kind == PORTS and _port_entries(messages, found, counters):
+        return found, counters
+    found.clear()
+    counters.clear()
     for element in _elements(messages):
         parts = table(element)
         raw = table(parts.get(wire.ELEM_KEY, b"")).get(wire.DATA_VALUE, b"")
@@ -123,7 +129,8 @@ def entries(kind: str, messages: Iterable[Message]) -> tuple[Entries, dict[Any, 
         if kind in COUNTED:
             counter = table(table(parts.get(wire.ELEM_EXPR, b"")).get(wire.EXPR_DATA, b""))
             packets = wire.number(counter.get(wire.COUNTER_PACKETS))
-            counters[key] = packets, wire.number(counter.get(wire.COUNTER_BYTES))
+            if packets:
+                counters[key] = packets, wire.number(counter.get(wire.COUNTER_BYTES))
     return found, counters
 
 
@@ -147,3 +154,63 @@ def _entry_value(kind: str, parts: Attributes) -> tuple[Any, str]:
         odd.append("a comment")
     found = (value, printable(mapping))
     return (*found, ", ".join(odd)) if odd else found  # type: ignore[return-value]
+
+
+# An element of ours as the kernel dumps it, in network order: list header; key (two headers, protocol, port); data (two
+# headers, port); counter expression (headers and name, bytes, header, packets). What follows is its comment.
+_ELEMENT = struct.Struct(">2s2s8sB3sH2s8sH2s24sQ4sQ")
+_EXPRESSION = attr(wire.EXPR_NAME, COUNTER)
+
+
+def _frame() -> tuple[bytes, ...]:
+    """The parts of `_ELEMENT` that are the same for all elements."""
+    octets = attr(wire.COUNTER_BYTES, bytes(8))
+    data = attr(wire.EXPR_DATA, octets + attr(wire.COUNTER_PACKETS, bytes(8)))
+    expression = attr(wire.ELEM_EXPR, _EXPRESSION + data)
+    key = attr(wire.ELEM_KEY, attr(wire.DATA_VALUE, bytes(8)))
+    value = attr(wire.ELEM_DATA, attr(wire.DATA_VALUE, bytes(2)))
+    return (
+        attr(wire.LIST_ELEM, b"")[2:4],
+        key[:8],
+        bytes(3),
+        bytes(2),
+        value[:8],
+        bytes(2),
+        expression[:24],
+        data[16:20],
+    )
+
+
+def _port_entries(messages: list[Message], found: Entries, counters: dict[Any, tuple[int, int]]) -> bool:
+    """Elements exactly as the kernel dumps ours, unpacked at once: this loop runs 60,000 times.
+
+    False as soon as one is anything else; what was found until then is worth nothing, and is to be read slowly.
+    """
+    frame = _frame()
+    names: dict[bytes, str] = {}
+    unpack, size = _ELEMENT.unpack_from, _ELEMENT.size
+    for reply in messages:
+        for kind, value in attributes(reply.payload, 4):
+            if kind != wire.ELEMENTS_LIST:
+                continue
+            offset, end = 0, len(value)
+            while offset < end:
+                if offset + size > end:
+                    return False
+                raw, a, b, protocol, c, port, d, e, target, f, g, octets, h, packets = unpack(value, offset)
+                length = int.from_bytes(raw, sys.byteorder)
+                if (a, b, c, d, e, f, g, h) != frame or length < size or offset + length > end:
+                    return False
+                comment = value[offset + size : offset + length]
+                name = names.get(comment)
+                if name is None:
+                    parts = table(comment)
+                    if comment and set(parts) != {wire.ELEM_USERDATA}:
+                        return False
+                    name = names[comment] = printable(wire.parse_comment(parts.get(wire.ELEM_USERDATA)) or "")
+                key = protocol << 16 | port
+                found[key] = target, name
+                if packets:
+                    counters[key] = packets, octets
+                offset += (length + 3) & ~3
+    return True

@@ -1,0 +1,185 @@
+"""What was measured, as Markdown for people and as JSON; and what machine it was."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import redirector
+from measure import Samples, Spread, own_peak
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One number to judge, by the medians and by the least values of the same series; less is better.
+
+    `unit` is "×" for a ratio, "ms", or "" for a count. `limit` is the target, None where there is none. `peer` is the
+    other program of a ratio, "" where that is no rival of ours.
+    """
+
+    what: str
+    by_median: float
+    by_least: float
+    unit: str = "×"
+    limit: float | None = None
+    peer: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """In words; a target counts as met by the medians alone."""
+        if self.limit is None:
+            return self.winner
+        if self.by_median <= self.limit:
+            return "met"
+        return "**not met**" + (" (met by the least)" if self.by_least <= self.limit else "")
+
+    @property
+    def winner(self) -> str:
+        if not self.peer:
+            return ""
+        return f"**{self.peer} wins**" if self.by_median > 1 else f"better than {self.peer}"
+
+
+def ratio(
+    what: str, ours: Spread, theirs: Spread, *, limit: float | None = None, peer: str = ""
+) -> Comparison:
+    return Comparison(what, ours.median / theirs.median, ours.low / theirs.low, "×", limit, peer)
+
+
+@dataclass(slots=True)
+class Section:
+    """One experiment: series that took turns, what is to be judged of them, and remarks."""
+
+    name: str
+    title: str
+    series: dict[str, Samples] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Report:
+    """`failures` are experiments that did not run, with the reason."""
+
+    machine: dict[str, str]
+    sections: list[Section] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def json(self) -> dict[str, Any]:
+        """Times in seconds, memory in bytes; each spread is {low, median, high}."""
+        sections = [
+            {
+                "name": section.name,
+                "title": section.title,
+                "series": {name: _samples_json(samples) for name, samples in section.series.items()},
+                "comparisons": [asdict(c) | {"verdict": c.verdict.replace("*", "")} for c in section.comparisons],
+                "notes": section.notes,
+            }
+            for section in self.sections
+        ]
+        return {"machine": self.machine, "sections": sections, "failures": self.failures}
+
+    def markdown(self) -> str:
+        return "\n".join(self._lines()) + "\n"
+
+    def _lines(self) -> Iterator[str]:
+        yield "# Benchmark of redirector"
+        yield ""
+        yield from (f"- {name}: {value}" for name, value in self.machine.items())
+        yield ""
+        comparisons = [found for section in self.sections for found in section.comparisons]
+        yield "| | by medians | by least | target | |"
+        yield "|---|--:|--:|--:|---|"
+        for found in comparisons:
+            limit = "" if found.limit is None else f"≤ {found.limit:g} {found.unit}".rstrip()
+            values = (_value(found.by_median, found.unit), _value(found.by_least, found.unit))
+            yield f"| {found.what} | {values[0]} | {values[1]} | {limit} | {found.verdict} |"
+        yield ""
+        yield from self._summary(comparisons)
+        for section in self.sections:
+            yield ""
+            yield f"## {section.title}"
+            yield ""
+            if section.series:
+                yield "| ms, least · median · greatest | runs | wall clock | CPU | peak, MiB |"
+                yield "|---|--:|--:|--:|--:|"
+            for name, samples in section.series.items():
+                peak = _peak(samples.peak.high)
+                clock, cpu = _milliseconds(samples.seconds), _milliseconds(samples.cpu)
+                yield f"| {name} | {samples.runs} | {clock} | {cpu} | {peak} |"
+            yield from (f"\n{note}" for note in section.notes)
+
+    def _summary(self, comparisons: list[Comparison]) -> Iterator[str]:
+        judged = [found for found in comparisons if found.limit is not None]
+        missed = [found.what for found in judged if found.by_median > (found.limit or 0)]
+        yield f"Targets met: {len(judged) - len(missed)} of {len(judged)}." + (
+            f" Not met: {'; '.join(missed)}." if missed else ""
+        )
+        rivals = [found for found in comparisons if found.peer]
+        lost = [f"{found.what} ({found.by_median:.2f} ×)" for found in rivals if found.by_median > 1]
+        if rivals:
+            yield ("Where the other program wins: " + "; ".join(lost) if lost else "The other program wins nowhere") + "."
+        yield from (f"**Did not run:** {failure}" for failure in self.failures)
+
+
+def _value(number: float, unit: str) -> str:
+    return f"{number:.1f} ms" if unit == "ms" else f"{number:.2f} ×" if unit else f"{number:g}"
+
+
+def _milliseconds(spread: Spread) -> str:
+    return " · ".join(f"{seconds * 1000:.1f}" for seconds in spread)
+
+
+def _peak(size: float) -> str:
+    """Peak memory in MiB; of one that may be inherited from the process that measures, only the bound."""
+    return f"{'≤ ' * (size <= own_peak())}{size / MIB:.1f}" if size else ""
+
+
+def _samples_json(samples: Samples) -> dict[str, Any]:
+    return {name: value._asdict() if isinstance(value, Spread) else value for name, value in samples._asdict().items()}
+
+
+def machine(folder: str) -> dict[str, str]:
+    """The machine in words; `folder` is where state and rules lie."""
+    threads = len(os.sched_getaffinity(0))
+    nft = subprocess.run(["nft", "--version"], check=True, capture_output=True, text=True).stdout.strip()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    return {
+        "CPU": f"{_cpu_model()}, {threads} of {os.cpu_count()} usable; {memory:.1f} GiB",
+        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "file system": _file_system(folder),
+        "Python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "peer": nft,
+        "redirector": redirector.__version__,
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "load before": load(),
+    }
+
+
+def load() -> str:
+    return " ".join(f"{value:.2f}" for value in os.getloadavg())
+
+
+def _cpu_model() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def _file_system(folder: str) -> str:
+    """The type of the file system that holds `folder` (proc(5), mounts)."""
+    best = ("", "unknown")
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            _, point, kind, *_ = line.split(" ")
+            inside = os.path.commonpath((point, os.path.realpath(folder))) == point
+            if inside and len(point) >= len(best[0]):
+                best = (point, kind)
+    return best[1]

@@ -1,0 +1,256 @@
+"""Where the demo plays: two private network namespaces joined by a cable, servers in one, clients in both.
+
+    client                    host
+    eth0 192.0.2.100          eth0 192.0.2.1       HTTP on 8080 and 8443, UDP echo on 5353 (redirector.demo.server)
+         2001:db8::100             2001:db8::1
+
+The addresses are those for documentation (RFC 5737, RFC 3849). The namespaces have no names, and end with this process
+at the latest; the servers end when the pipe to them is closed, by us or by the kernel. Only the temporary folder would
+stay behind, and only after SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from redirector.errors import OutcomeUnknown, RedirectorError, Unavailable
+from redirector.host import namespaces
+from redirector.host.namespaces import Namespace
+
+if TYPE_CHECKING:
+    from typing import Self
+
+HOST = ("192.0.2.1", "2001:db8::1")
+CLIENT = ("192.0.2.100", "2001:db8::100")
+
+CAP_SYS_ADMIN = 21  # linux/capability.h
+COMMAND_SECONDS = 30.0  # far beyond what anything here takes, for what hangs
+CLIENT_SECONDS = 5.0
+HINT = "run it as root, or let plain users make user namespaces (user_namespaces(7)); some containers forbid both"
+
+
+class Finished(NamedTuple):
+    """A command that has ended: its exit status, and its output and complaints as they came."""
+
+    status: int
+    text: str
+
+
+class Stage:
+    """A context manager; leaving it takes everything away. Raises Unavailable where it cannot be set up.
+
+    Build it before the process has a second thread: a plain user becomes root of a user namespace.
+    """
+
+    def __init__(self, *, coloured: bool) -> None:
+        """`coloured` commands believe that they write to a terminal."""
+        self._coloured = coloured
+        with contextlib.ExitStack() as undo:
+            self.owner = _become_able()
+            try:
+                self.host = undo.enter_context(Namespace.create("host"))
+                self.client = undo.enter_context(Namespace.create("client"))
+                _wire(self.host, self.client)
+            except OSError as error:
+                raise _forbidden(error) from None
+            self.folder = tempfile.mkdtemp(prefix="redirector-demo-")
+            undo.callback(shutil.rmtree, self.folder)
+            self.servers, self.refusal, uid = self._serve()
+            undo.callback(_end, self.servers)
+            if uid:
+                self.owner = uid  # else the one user of a user namespace: the caller
+            self._undo = undo.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def put(self, name: str, data: bytes) -> None:
+        """Make a file in the temporary folder, the caller's alone."""
+        path = os.path.join(self.folder, name)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+
+    def redirector(self, *args: str) -> Finished:
+        """`redirector ARGS` on the host, in the temporary folder, with the generations in there too."""
+        reading, writing = _channel(terminal=self._coloured)
+        try:
+            argv = [sys.executable, "-m", "redirector", *args]
+            child = self._start(argv, stdin=subprocess.DEVNULL, stdout=writing, stderr=writing)
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        with child:
+            try:
+                data = _read_all(reading)
+            finally:
+                os.close(reading)
+                if sys.exc_info()[0]:
+                    child.kill()
+        text = data.decode("utf-8", "replace").replace("\r\n", "\n")
+        # On a terminal, what takes long shows progress in a line that it wipes in the end.
+        lines = [line.rpartition("\r\x1b[K")[2] for line in text.removesuffix("\n").split("\n")]
+        return Finished(child.returncode, "\n".join(lines))
+
+    def http(self, where: Namespace, address: str, port: int) -> str:
+        """What a web client in `where` gets to see: status and page, or why not."""
+        try:
+            with _connected(where, socket.SOCK_STREAM, address, port) as one:
+                one.sendall(f"GET / HTTP/1.0\r\nHost: {url_host(address)}\r\n\r\n".encode())
+                answer = b""
+                while data := one.recv(65536):
+                    answer += data
+        except OSError as error:
+            return error.strerror or "no answer"
+        head, _, body = answer.decode("utf-8", "replace").partition("\r\n\r\n")
+        return f"{head.partition(chr(13))[0].partition(' ')[2]}: {body}"
+
+    def udp(self, where: Namespace, address: str, port: int, question: str) -> str:
+        """What a UDP client in `where` gets back, or why not."""
+        try:
+            with _connected(where, socket.SOCK_DGRAM, address, port) as one:
+                one.send(question.encode())
+                return one.recv(65536).decode("utf-8", "replace")
+        except OSError as error:
+            return error.strerror or "no answer"
+
+    def delete_element(self, protocol: str, port: int) -> str:
+        """Delete one element behind Redirector's back, and say from which map. Raises RedirectorError."""
+        return self.host.call(_delete_element, protocol, port)
+
+    def _serve(self) -> tuple[subprocess.Popen[Any], str, int]:
+        """The servers, listening; why they could not have port 80; and their user."""
+        argv = [sys.executable, "-m", "redirector.demo.server"]
+        child = self._start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            ready = child.stdout is not None and select.select([child.stdout], [], [], COMMAND_SECONDS)[0]
+            line = child.stdout.readline() if child.stdout is not None and ready else b""
+            said = json.loads(line)
+            return child, str(said["refusal"]), int(said["uid"])
+        except BaseException as error:
+            child.kill()
+            rest = child.communicate()[0]
+            if isinstance(error, ValueError):
+                said = (line + rest).decode("utf-8", "replace").strip().rpartition("\n")[2]
+                raise OutcomeUnknown(f"the demo's servers did not start: {said or 'no answer'}") from None
+            raise
+
+    def _start(self, argv: list[str], **streams: Any) -> subprocess.Popen[Any]:
+        """A child process on the host, out of reach of the terminal's Ctrl-C: we end it."""
+        return self.host.popen(argv, cwd=self.folder, env=self._environment(), process_group=0, **streams)
+
+    def _environment(self) -> dict[str, str]:
+        """The caller's, without the ssh session, which is one of another network."""
+        inherited = {name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"}
+        # Modules come from where ours do, also when that is the folder that we were called in.
+        modules = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+        own = {"REDIRECTOR_STATE_DIR": os.path.join(self.folder, "state"), "PYTHONPATH": modules}
+        return {**inherited, **own, "PYTHONIOENCODING": "utf-8"}
+
+
+def url_host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def _become_able() -> int:
+    """The caller's user id. One who may not make network namespaces becomes root of a user namespace for it."""
+    user = os.geteuid()
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        capabilities = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    if not capabilities >> CAP_SYS_ADMIN & 1:
+        try:
+            namespaces.become_user_namespace_root()
+        except OSError as error:
+            raise _forbidden(error) from None
+    return user
+
+
+def _forbidden(error: OSError) -> Unavailable:
+    return Unavailable(f"private network namespaces cannot be made here: {error.strerror or error}", HINT)
+
+
+def _wire(host: Namespace, client: Namespace) -> None:
+    for namespace in (host, client):
+        namespaces.link_up(namespace, "lo")
+    namespaces.connect(host, "eth0", client, "eth0")
+    for namespace, (v4, v6) in ((host, HOST), (client, CLIENT)):
+        namespaces.address(namespace, "eth0", f"{v4}/24")
+        namespaces.address(namespace, "eth0", f"{v6}/64")
+
+
+def _end(servers: subprocess.Popen[Any]) -> None:
+    """Let the servers end; make them, where they do not."""
+    with servers:
+        if servers.stdin:
+            servers.stdin.close()
+        try:
+            servers.wait(CLIENT_SECONDS)
+        except subprocess.TimeoutExpired:
+            servers.kill()
+
+
+def _channel(*, terminal: bool) -> tuple[int, int]:
+    """Two descriptors, to read from and to write to: a terminal's, or a pipe's where there is none to be had."""
+    if terminal:
+        with contextlib.suppress(OSError):  # /dev/pts is not mounted, say
+            return os.openpty()
+    return os.pipe()
+
+
+def _read_all(descriptor: int) -> bytes:
+    """What comes until the last writer is gone. Raises OutcomeUnknown after COMMAND_SECONDS."""
+    data = b""
+    deadline = time.monotonic() + COMMAND_SECONDS
+    while select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        try:
+            more = os.read(descriptor, 65536)
+        except OSError:  # EIO: nobody has the terminal's other side any more
+            more = b""
+        if not more:
+            return data
+        data += more
+    raise OutcomeUnknown(f"a command did not end within {COMMAND_SECONDS:.0f} s")
+
+
+def _connected(where: Namespace, kind: int, address: str, port: int) -> socket.socket:
+    one = where.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
+    try:
+        one.settimeout(CLIENT_SECONDS)
+        one.connect((address, port))
+    except BaseException:
+        one.close()
+        raise
+    return one
+
+
+def _delete_element(protocol: str, port: int) -> str:
+    from redirector.backends.nftables.backend import NftablesBackend
+    from redirector.model import PROTOCOLS
+    from redirector.plan import DeleteEntries
+    from redirector.program import PORTS, port_key
+
+    backend = NftablesBackend()
+    with contextlib.closing(backend):
+        snapshot = backend.observe()
+        maps = snapshot.program.maps if snapshot.program else {}
+        key = port_key(PROTOCOLS[protocol], port)
+        for name, found in maps.items():
+            if found.kind == PORTS and key in found.entries:
+                backend.commit((DeleteEntries(name, found.kind, (key,)),), snapshot.genid, {})
+                return name
+    raise RedirectorError(f"no map of ours has {protocol} {port}")

@@ -1,0 +1,98 @@
+"""The product at work on a machine of the lab: by its real commands, or inside this process where they add nothing.
+
+Inside this process means the same calls that the commands make: a backend in the machine's namespace, a history in
+the lab's state folder, and `reconcile.change`. Guards have a say in the commands only.
+"""
+
+import json
+import os
+from typing import Any, Self
+
+from redirector import mappings, reconcile
+from redirector import status as against
+from redirector.backends.base import Backend
+from redirector.backends.nftables.backend import NftablesBackend
+from redirector.history import History
+from redirector.model import Ruleset
+from redirector.reconcile import Origin, Outcome, Wish
+from redirector.source import SourceFile
+from redirector.status import Status
+from tests.kernel.lab import Lab
+
+ORIGIN = Origin("apply", "a test", "tests")
+
+
+def ruleset(text: str) -> Ruleset:
+    """The ruleset of a mapping file; `version = 1` goes without saying."""
+    return mappings.parse([SourceFile("test.toml", f"version = 1\n{text}".encode())])
+
+
+def mapping(name: str, listen: object, to: object, **keys: object) -> str:
+    """One `[[mapping]]` of a file, each value as TOML has it."""
+    values = {"name": name, "listen": listen, "to": to, **keys}
+    # JSON's strings, numbers, booleans and arrays are TOML's, too.
+    return "\n".join(["[[mapping]]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""])
+
+
+class Product:
+    """The product on a lab's host. Close it: it holds a netlink socket."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.backend = lab.host.namespace.call(NftablesBackend)
+        self.history = History(lab.state_dir)
+
+    # -- inside this process
+
+    def apply(self, text: str | Ruleset, *, verify: bool = False, backend: Backend | None = None) -> Outcome:
+        """Apply a mapping file. Raises what `reconcile.change` raises."""
+        wanted = ruleset(text) if isinstance(text, str) else text
+        with self.history.locked():
+            return reconcile.change(backend or self.backend, self.history, Wish(wanted, ORIGIN, verify=verify))
+
+    def remove(self, *, purge: bool = False) -> Outcome:
+        """Drain, or take the table away."""
+        wish = Wish(Ruleset(), ORIGIN._replace(action="remove"), purge=purge)
+        with self.history.locked():
+            return reconcile.change(self.backend, self.history, wish)
+
+    def status(self) -> Status:
+        return against.status(self.backend, self.history)
+
+    def genid(self) -> int:
+        """The kernel's generation number in the host's namespace."""
+        return self.backend.genid()
+
+    # -- by the real commands
+
+    def file(self, text: str, name: str = "mappings.toml") -> str:
+        """A mapping file on the disk; its path."""
+        path = os.path.join(os.path.dirname(self.lab.state_dir), name)
+        with open(path, "w", encoding="utf-8") as out:
+            out.write(f"version = 1\n{text}")
+        os.chmod(path, 0o600)
+        return path
+
+    def run(self, *args: str, code: int = 0, **options: Any) -> str:
+        """What `redirector ARGS` prints (errors go after the output); it must end with `code`."""
+        done = self.lab.redirector(*args, **options)
+        told = done.stdout + done.stderr
+        assert done.returncode == code, f"redirector {' '.join(args)}: exit {done.returncode}, not {code}: {told}"
+        assert "Traceback" not in told, told
+        return told
+
+    def json(self, *args: str, code: int = 0, **options: Any) -> Any:
+        """The JSON that `redirector ARGS --json` prints; it must end with `code`."""
+        done = self.lab.redirector(*args, "--json", **options)
+        told = done.stdout + done.stderr
+        assert done.returncode == code, f"redirector {' '.join(args)}: exit {done.returncode}, not {code}: {told}"
+        return json.loads(done.stdout)
+
+    def close(self) -> None:
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
