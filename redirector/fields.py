@@ -84,6 +84,11 @@ def quoted(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _not_text(value: object, report: Report, what: str) -> None:
+    hint = f'write "{quoted(value)}" in quotes' if isinstance(value, int | float) else ""
+    return report(f"{what} is text, not the {kind(value)} {quoted(value)}", hint)
+
+
 def port(value: object, report: Report) -> int | None:
     if isinstance(value, str) and value.isascii() and value.isdigit():
         return report(f"port {quoted(value)} must be a number", f"write {value[:8]} without quotes")
@@ -99,7 +104,8 @@ def ports(value: object, report: Report) -> Ports | None:
     if isinstance(value, str) and not value.isdigit():
         match = re.fullmatch(RANGE, value)
         if not match:
-            hint = f'write "{"-".join(re.findall("[0-9]+", value))}"' if re.fullmatch(r"[0-9]+\D{1,3}[0-9]+", value) else ""
+            likely = re.fullmatch(r"([0-9]{1,5})\D{1,3}([0-9]{1,5})", value)
+            hint = f'write "{likely[1]}-{likely[2]}"' if likely else ""
             return report(f'{quoted(value)} is no port range: write "first-last", such as "8000-8099"', hint)
         first, last = int(match[1]), int(match[2])
         if not (1 <= first <= 65535 and 1 <= last <= 65535):
@@ -130,7 +136,7 @@ def boolean(value: object, report: Report) -> bool | None:
 
 def name(value: object, report: Report) -> str | None:
     if not isinstance(value, str):
-        return report(f"a name is text, not the {kind(value)} {quoted(value)}", f'write "{quoted(value)}" in quotes')
+        return _not_text(value, report, "a name")
     if re.fullmatch(NAME, value):
         return value
     return report(
@@ -179,7 +185,7 @@ def _mapped(packed: bytes) -> bool:
 def address(value: object, report: Report) -> str | None:
     """One unicast address, canonical (RFC 5952)."""
     if not isinstance(value, str):
-        return report(f"an address is text, not the {kind(value)} {quoted(value)}", f'write "{quoted(value)}" in quotes')
+        return _not_text(value, report, "an address")
     if "/" in value:
         return report(f"{quoted(value)} is a network; address takes single addresses", "source takes networks")
     if "%" in value:
@@ -201,7 +207,7 @@ def address(value: object, report: Report) -> str | None:
 def network(value: object, report: Report) -> str | None:
     """A network in CIDR form, canonical; a single address is its /32 or /128."""
     if not isinstance(value, str):
-        return report(f"a source is text, not the {kind(value)} {quoted(value)}", f'write "{quoted(value)}" in quotes')
+        return _not_text(value, report, "a source")
     text, slash, length = value.partition("/")
     found = _packed(text)
     if not found:
@@ -223,7 +229,7 @@ def network(value: object, report: Report) -> str | None:
 
 def interface(value: object, report: Report) -> str | None:
     if not isinstance(value, str):
-        return report(f"an interface is text, not the {kind(value)} {quoted(value)}")
+        return _not_text(value, report, "an interface")
     if "+" in value:
         hint = f'write "{value[:-1]}*"' if value.endswith("+") and len(value) > 1 else ""
         return report(f"{quoted(value)}: the wildcard here is a final *, not +", hint)
@@ -249,7 +255,7 @@ def owner(value: object, report: Report) -> str | int | None:
 
 def comment(value: object, report: Report) -> str | None:
     if not isinstance(value, str):
-        return report(f"a comment is text, not the {kind(value)} {quoted(value)}")
+        return _not_text(value, report, "a comment")
     if len(value) > 120:
         return report(f"this comment has {len(value)} characters; it may have 120")
     if not value.isprintable():

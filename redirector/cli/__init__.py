@@ -18,7 +18,7 @@ import click
 
 from redirector import __version__
 from redirector.cli.app import shared
-from redirector.errors import RedirectorError, Refused, Usage
+from redirector.errors import OutcomeUnknown, RedirectorError, Refused, Usage, printable
 
 # Command → module in this package that has it, in the order of --help.
 COMMANDS = {
@@ -76,6 +76,12 @@ def main() -> NoReturn:
         code = 130
     except OSError as error:
         code = _report_error(Refused(f"{error.strerror or error}"), json_wanted)
+    except Exception as error:  # noqa: BLE001 (no person should meet a traceback; REDIRECTOR_TRACEBACK asks for it)
+        if os.environ.get("REDIRECTOR_TRACEBACK"):
+            raise
+        message = f"internal error, what became of the command is unknown: {type(error).__name__}: {error}"
+        hint = "this is a bug: please report it, with what REDIRECTOR_TRACEBACK=1 prints; see: redirector status"
+        code = _report_error(OutcomeUnknown(printable(message), hint), json_wanted)
     _end(code if isinstance(code, int) else 0)
 
 

@@ -15,7 +15,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler
 
-from redirector.host.namespaces import drop_privileges
+from redirector.host.privileges import drop_privileges
 
 CLOSED_PORT = 80
 WEB_PORTS = (8080, 8443)

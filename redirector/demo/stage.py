@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redirector.errors import OutcomeUnknown, RedirectorError, Unavailable
 from redirector.host import namespaces
 from redirector.host.namespaces import Namespace
+from redirector.host.privileges import become_user_namespace_root
 
 if TYPE_CHECKING:
     from typing import Self
@@ -174,7 +175,7 @@ def _become_able() -> int:
         capabilities = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
     if not capabilities >> CAP_SYS_ADMIN & 1:
         try:
-            namespaces.become_user_namespace_root()
+            become_user_namespace_root()
         except OSError as error:
             raise _forbidden(error) from None
     return user

@@ -238,10 +238,6 @@ def _port_elements(entries: Entries) -> Iterator[bytes]:
             raw = some.tobytes()  # each key: 0, protocol, port in network order
             piece[_PROTOCOL_AT::size] = raw[1::4]
             piece[_PORT_AT::size], piece[_PORT_AT + 1 :: size] = raw[2::4], raw[3::4]
-                raw[1::4],
-                raw[2::4],
-                raw[3::4],
-            )
             raw = struct.pack(f">{len(some)}H", *targets[start : start + step])
             piece[_TARGET_AT::size], piece[_TARGET_AT + 1 :: size] = raw[0::2], raw[1::2]
             yield bytes(piece)
