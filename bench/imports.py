@@ -25,7 +25,7 @@ class Import(NamedTuple):
         return self.own + sum(found.cost(without) for found in self.inner if not belongs(found.name, without))
 
     def outside(self, package: str) -> list[Import]:
-        """This import and those inside it, but for a package and what that pulls in."""
+        """The import itself and those inside it, but for a package and what that pulls in."""
         if belongs(self.name, package):
             return []
         return [self, *(deeper for found in self.inner for deeper in found.outside(package))]

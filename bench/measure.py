@@ -127,11 +127,20 @@ class Place:
         pipe = subprocess.PIPE
         return self._namespace.popen(argv, stdin=pipe, stdout=pipe, env=self._environ, text=True)
 
-    def listing(self) -> list[str]:
-        """Everything that nft lists of our table, in an order of its own: a hash map has none."""
-        argv = ["nft", "--stateless", "list", "table", "inet", "redirector"]
-        text = self._namespace.run(argv, env=self._environ, check=True).stdout.decode()
-        return sorted(part.strip() for part in re.split("[,{}\n]", text))
+    def fingerprint(self) -> tuple[int, int]:
+        """(words, hash) of everything that nft lists of our table, in whatever order: a hash map has none.
+
+        It goes line by line, because this process must stay small: see `own_peak`.
+        """
+        path = os.path.join(self.folder, "listing")
+        self.run(["nft", "--stateless", "list", "table", "inet", "redirector"], path)
+        with open(path, encoding="utf-8") as file:
+            count = total = 0
+            for line in file:
+                parts = [part for part in map(str.strip, re.split("[,{}]", line)) if part]
+                count += len(parts)
+                total += sum(map(hash, parts))
+        return count, total
 
     def clean(self) -> None:
         """Take our table away. nft's exit waits until the kernel has freed it (nft_rcv_nl_event frees what is doomed

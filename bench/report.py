@@ -10,47 +10,69 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import redirector
 from measure import Samples, Spread, own_peak
+
+import redirector
 
 MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One number to judge, by the medians and by the least values of the same series; less is better.
+    """One number to judge, in up to three ways of looking at the same runs; less is better.
 
-    `unit` is "×" for a ratio, "ms", or "" for a count. `limit` is the target, None where there is none. `peer` is the
-    other program of a ratio, "" where that is no rival of ours.
+    `median` and `least` are of the clock (or of memory, or a count), `cpu` is the median of CPU time, which other work
+    on the machine disturbs less; None where that makes no sense. `unit` is "×" for a ratio, "ms", or "" for a count.
+    `limit` is the target, None where there is none. `peer` is the other program of a ratio, "" where that is no rival.
     """
 
     what: str
-    by_median: float
-    by_least: float
+    median: float
+    least: float
+    cpu: float | None = None
     unit: str = "×"
     limit: float | None = None
     peer: str = ""
 
     @property
-    def verdict(self) -> str:
-        """In words; a target counts as met by the medians alone."""
-        if self.limit is None:
-            return self.winner
-        if self.by_median <= self.limit:
-            return "met"
-        return "**not met**" + (" (met by the least)" if self.by_least <= self.limit else "")
+    def values(self) -> list[float]:
+        return [value for value in (self.median, self.least, self.cpu) if value is not None]
 
     @property
-    def winner(self) -> str:
-        if not self.peer:
-            return ""
-        return f"**{self.peer} wins**" if self.by_median > 1 else f"better than {self.peer}"
+    def verdict(self) -> str:
+        """In words: of the target where there is one, else of the peer."""
+        if self.limit is not None:
+            return _agreed(self.values, self.limit, "met", "**not met**")
+        return _agreed(self.values, 1, f"better than {self.peer}", f"**{self.peer} wins**") if self.peer else ""
+
+    @property
+    def missed(self) -> bool:
+        """Whether the target is missed in any way of looking at it."""
+        return self.limit is not None and max(self.values) > self.limit
+
+    @property
+    def lost(self) -> bool:
+        """Whether the peer wins in any way of looking at it."""
+        return bool(self.peer) and max(self.values) > 1
 
 
-def ratio(
-    what: str, ours: Spread, theirs: Spread, *, limit: float | None = None, peer: str = ""
-) -> Comparison:
-    return Comparison(what, ours.median / theirs.median, ours.low / theirs.low, "×", limit, peer)
+def _agreed(values: list[float], limit: float, within: str, beyond: str) -> str:
+    """One word where all values agree, else how many of them are within the limit."""
+    good = sum(value <= limit for value in values)
+    return within if good == len(values) else beyond if not good else f"{within} by {good} of {len(values)}"
+
+
+def ratio(what: str, ours: Samples, theirs: Samples, *, limit: float | None = None, peer: str = "") -> Comparison:
+    """Of times."""
+    clock, other = ours.seconds, theirs.seconds
+    cpu = ours.cpu.median / theirs.cpu.median
+    return Comparison(what, clock.median / other.median, clock.low / other.low, cpu, "×", limit, peer)
+
+
+def peak_ratio(what: str, ours: Samples, theirs: Samples, *, limit: float | None = None, peer: str = "") -> Comparison:
+    """Of peak memory."""
+    mine, other = ours.peak, theirs.peak
+    return Comparison(what, mine.median / other.median, mine.low / other.low, None, "×", limit, peer)
 
 
 @dataclass(slots=True)
@@ -95,19 +117,19 @@ class Report:
         yield from (f"- {name}: {value}" for name, value in self.machine.items())
         yield ""
         comparisons = [found for section in self.sections for found in section.comparisons]
-        yield "| | by medians | by least | target | |"
-        yield "|---|--:|--:|--:|---|"
+        yield "| | median | least | CPU, median | target | |"
+        yield "|---|--:|--:|--:|--:|---|"
         for found in comparisons:
             limit = "" if found.limit is None else f"≤ {found.limit:g} {found.unit}".rstrip()
-            values = (_value(found.by_median, found.unit), _value(found.by_least, found.unit))
-            yield f"| {found.what} | {values[0]} | {values[1]} | {limit} | {found.verdict} |"
+            values = " | ".join(_value(value, found.unit) for value in (found.median, found.least, found.cpu))
+            yield f"| {found.what} | {values} | {limit} | {found.verdict} |"
         yield ""
         yield from self._summary(comparisons)
         for section in self.sections:
             yield ""
             yield f"## {section.title}"
-            yield ""
             if section.series:
+                yield ""
                 yield "| ms, least · median · greatest | runs | wall clock | CPU | peak, MiB |"
                 yield "|---|--:|--:|--:|--:|"
             for name, samples in section.series.items():
@@ -118,18 +140,25 @@ class Report:
 
     def _summary(self, comparisons: list[Comparison]) -> Iterator[str]:
         judged = [found for found in comparisons if found.limit is not None]
-        missed = [found.what for found in judged if found.by_median > (found.limit or 0)]
+        missed = [f"{found.what}: {found.verdict.replace('*', '')}" for found in judged if found.missed]
         yield f"Targets met: {len(judged) - len(missed)} of {len(judged)}." + (
-            f" Not met: {'; '.join(missed)}." if missed else ""
+            f" The others: {'; '.join(missed)}." if missed else ""
         )
         rivals = [found for found in comparisons if found.peer]
-        lost = [f"{found.what} ({found.by_median:.2f} ×)" for found in rivals if found.by_median > 1]
+        lost = [f"{found.what} ({found.median:.2f} ×, CPU {_value(found.cpu, '×')})" for found in rivals if found.lost]
         if rivals:
-            yield ("Where the other program wins: " + "; ".join(lost) if lost else "The other program wins nowhere") + "."
-        yield from (f"**Did not run:** {failure}" for failure in self.failures)
+            yield ""
+            yield (
+                "Where the other program wins: " + "; ".join(lost) if lost else "The other program wins nowhere"
+            ) + "."
+        for failure in self.failures:
+            yield ""
+            yield f"**Did not run:** {failure}"
 
 
-def _value(number: float, unit: str) -> str:
+def _value(number: float | None, unit: str) -> str:
+    if number is None:
+        return ""
     return f"{number:.1f} ms" if unit == "ms" else f"{number:.2f} ×" if unit else f"{number:g}"
 
 

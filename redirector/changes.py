@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from redirector import naming
 from redirector.compile import skeleton
+from redirector.errors import printable
 from redirector.model import ARRIVING, Ports
 from redirector.program import (
     COUNTED,
@@ -71,12 +72,17 @@ def changes(desired: Program | None, observed: Program | None) -> Iterator[Chang
             action = "remove"
         yield Change(action, mapping or None, tuple(gone.get(mapping, ())), tuple(new.get(mapping, ())))
     if desired is None and observed is not None:
-        yield Change("remove", None, detail="the table and all that is in it")
+        yield _told("remove", "the table and all that is in it")
     elif desired is not None and observed is None:
         if not new:
-            yield Change("add", None, detail="the table")
+            yield _told("add", "the table")
     elif desired is not None and observed is not None:
         yield from _table_changes(desired, observed)
+
+
+def _told(action: str, detail: str) -> Change:
+    """A change of the frame. The names in it may be anybody's: no terminal is to obey them."""
+    return Change(action, None, detail=printable(detail))
 
 
 def _collect(into: dict[str, list[Route]], name: str, kind: str, entries: Entries) -> None:
@@ -103,9 +109,9 @@ def _table_changes(desired: Program, observed: Program) -> Iterator[Change]:
     """What is wrong with the frame that holds the observed mappings: chains, rules, verdict maps."""
     if observed.flags != desired.flags:
         asleep = "the table is dormant: none of its rules act" if observed.flags & TABLE_DORMANT else ""
-        yield Change("change", None, detail=asleep or f"the table has flags {observed.flags:#x}")
+        yield _told("change", asleep or f"the table has flags {observed.flags:#x}")
     for stray in observed.strays:
-        yield Change("remove", None, detail=f"{stray} is not ours")
+        yield _told("remove", f"{stray} is not ours")
     hook = desired.chains[naming.BASE_CHAINS[ARRIVING]].hook
     contents = {name: m for name, m in observed.maps.items() if m.kind in COUNTED}
     leaves = [wanted for wanted in map(naming.parse_port_map, contents) if wanted]
@@ -114,22 +120,22 @@ def _table_changes(desired: Program, observed: Program) -> Iterator[Change]:
     for name, chain in frame.chains.items():
         was = observed.chains.get(name)
         if was is None:
-            yield Change("add", None, detail=f"chain {name} is missing{_serves(whole, name)}")
+            yield _told("add", f"chain {name} is missing{_serves(whole, name)}")
             continue
         if was.hook != chain.hook:
-            yield Change("change", None, detail=f"chain {name} is {_hook_text(was.hook)}, not {_hook_text(chain.hook)}")
+            yield _told("change", f"chain {name} is {_hook_text(was.hook)}, not {_hook_text(chain.hook)}")
         missing = [rule for rule in chain.rules if rule not in was.rules]
         extra = [rule for rule in was.rules if rule not in chain.rules]
         for rule in missing:
-            yield Change("add", None, detail=f"chain {name} lacks a rule: {describe(rule)}{_serves(whole, name)}")
+            yield _told("add", f"chain {name} lacks a rule: {describe(rule)}{_serves(whole, name)}")
         for rule in extra:
-            yield Change("remove", None, detail=f"chain {name} has a rule that is not ours: {describe(rule)}")
+            yield _told("remove", f"chain {name} has a rule that is not ours: {describe(rule)}")
         if not missing and not extra and was.rules != chain.rules:
             detail = f"chain {name} has its rules in another order or twice{_serves(whole, name)}"
-            yield Change("change", None, detail=detail)
+            yield _told("change", detail)
     for name in observed.chains:
         if name not in frame.chains:
-            yield Change("remove", None, detail=f"chain {name} is not ours")
+            yield _told("remove", f"chain {name} is not ours")
     yield from _map_changes(whole, observed)
 
 
@@ -139,18 +145,18 @@ def _map_changes(whole: Program, observed: Program) -> Iterator[Change]:
         if was is None or was.kind != wanted.kind:
             fault = "is missing" if was is None else f"is of another kind ({was.kind})"
             served = ", ".join(_serves(whole, value) for value, *_ in wanted.entries.values() if isinstance(value, str))
-            yield Change("add" if was is None else "change", None, detail=f"map {name} {fault}{served}")
+            yield _told("add" if was is None else "change", f"map {name} {fault}{served}")
         elif wanted.kind not in COUNTED and was.entries != wanted.entries:
             for key, value in wanted.entries.items():
                 if was.entries.get(key) != value:
                     served = _serves(whole, value[0])
-                    yield Change("add", None, detail=f"map {name} does not lead {key} to {value[0]}{served}")
+                    yield _told("add", f"map {name} does not lead {key} to {value[0]}{served}")
             for key in was.entries:
                 if key not in wanted.entries:
-                    yield Change("remove", None, detail=f"map {name} has an entry that is not ours: {key}")
+                    yield _told("remove", f"map {name} has an entry that is not ours: {key}")
     for name in observed.maps:
         if name not in whole.maps or (observed.maps[name].kind in COUNTED and not _ours(name)):
-            yield Change("remove", None, detail=f"map {name} is not ours")
+            yield _told("remove", f"map {name} is not ours")
 
 
 def _ours(name: str) -> bool:

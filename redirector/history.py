@@ -251,7 +251,7 @@ def _encode(record: Record) -> bytes:
     content: dict[str, Any] = {"format": FORMAT, "generation": record.generation}
     content |= {name: getattr(record, name) for name in _TEXTS}
     content |= {"confirmed": record.confirmed, "purged": record.purged, "ruleset": to_document(record.ruleset)}
-    return json.dumps(content | {"checksum": _checksum(content)}, indent=1).encode() + b"\n"
+    return json.dumps(content | {"checksum": _checksum(content)}, ensure_ascii=False).encode() + b"\n"
 
 
 def _decode(content: Any, number: int) -> Record:

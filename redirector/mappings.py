@@ -109,7 +109,7 @@ def parse(files: list[source.SourceFile]) -> Ruleset:
     if found:
         order = {file.name: i for i, file in enumerate(opened)}
         raise InvalidFile(sorted(found, key=lambda d: (order[d.file], d.line, d.column)))
-    return Ruleset(tuple(mappings), settings)
+    return Ruleset.checked(tuple(mappings), settings)
 
 
 def _locate(places: list[tuple[_File, int]], path: tuple[str | int, ...]) -> tuple[_File, tuple[str | int, ...]]:

@@ -87,7 +87,7 @@ def change(backend: Backend, history: History, wish: Wish) -> Outcome:
         if wish.expected and program_digest(snapshot.program) != wish.expected:
             raise TryAgain("the kernel's redirects have changed since this plan was made", "plan again")
         plan = plan_for(wish.ruleset, snapshot, purge=wish.purge, replace_foreign=wish.replace_foreign)
-        if plan:
+        if plan or not wish.ruleset.enabled:
             wish.judge(wish.ruleset, plan, snapshot)
         try:
             return _carry_out(backend, history, wish, plan, snapshot, current)

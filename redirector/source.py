@@ -32,33 +32,44 @@ def read(path: str, *, insist: bool = True) -> list[SourceFile]:
         return [SourceFile("<stdin>", _limited("<stdin>", sys.stdin.buffer.read(MAX_BYTES + 1)))]
     shown = printable(path)
     try:
-        names = [path]
-        if stat.S_ISDIR(os.stat(path).st_mode):
-            entries = sorted(e for e in os.listdir(path) if e.endswith(".toml") and not e.startswith("."))
-            names = [os.path.join(path, e) for e in entries]
-            if not names:
-                raise BadConfiguration(f"{shown}: this folder holds no *.toml file", "put a mapping file into it")
-            if not insist:
-                _judge_folder(os.path.realpath(path))
-        return [_read_one(name, insist) for name in names]
+        if not stat.S_ISDIR(os.stat(path).st_mode):
+            return [_read_one(path, insist)]
+        entries = sorted(e for e in os.listdir(path) if e.endswith(".toml") and not e.startswith("."))
+        if not insist:
+            _judge_folder(os.path.realpath(path))
     except OSError as error:
-        hint = "name the file, or put it at that path" if isinstance(error, FileNotFoundError) else ""
-        raise BadConfiguration(f"{shown}: {error.strerror}", hint) from None
+        raise _unreadable(shown, error) from None
     except ValueError:  # a NUL inside the name
         raise BadConfiguration(f"{shown}: no file can have that name") from None
+    if not entries:
+        raise BadConfiguration(f"{shown}: this folder holds no *.toml file", "put a mapping file into it")
+    return [_read_one(os.path.join(path, entry), insist) for entry in entries]
 
 
 def _read_one(name: str, insist: bool) -> SourceFile:
     shown = printable(name)
-    descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadConfiguration(f"{shown}: not a regular file", "name a file, a folder of *.toml files, or -")
-        if not insist:
-            _judge(shown, status)
-            _judge_folder(os.path.dirname(os.path.realpath(name)))
-        return SourceFile(shown, _limited(shown, file.read(MAX_BYTES + 1)))
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadConfiguration(f"{shown}: not a regular file", "name a file, a folder of *.toml files, or -")
+            if not insist:
+                _judge(shown, status)
+                # A link is judged by where it leads to, and by who could lead it elsewhere.
+                _judge_folder(os.path.dirname(os.path.realpath(name)))
+                _judge_folder(os.path.realpath(os.path.dirname(name)))
+            with open(descriptor, "rb", closefd=False) as file:
+                return SourceFile(shown, _limited(shown, file.read(MAX_BYTES + 1)))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _unreadable(shown, error) from None
+
+
+def _unreadable(shown: str, error: OSError) -> BadConfiguration:
+    hint = "name the file, or put it at that path" if isinstance(error, FileNotFoundError) else ""
+    return BadConfiguration(f"{shown}: {error.strerror}", hint)
 
 
 def _limited(shown: str, data: bytes) -> bytes:

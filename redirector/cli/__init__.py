@@ -76,7 +76,7 @@ def main() -> NoReturn:
         code = 130
     except OSError as error:
         code = _report_error(Refused(f"{error.strerror or error}"), json_wanted)
-    except Exception as error:  # noqa: BLE001 (no person should meet a traceback; REDIRECTOR_TRACEBACK asks for it)
+    except Exception as error:  # no person should meet a traceback; REDIRECTOR_TRACEBACK asks for it
         if os.environ.get("REDIRECTOR_TRACEBACK"):
             raise
         message = f"internal error, what became of the command is unknown: {type(error).__name__}: {error}"

@@ -76,15 +76,15 @@ class App:
         return Origin(action, source, author(os.environ))
 
     def findings_of(self, ruleset: Ruleset, plan: Plan, snapshot: Snapshot) -> list[Finding]:
-        """Everything that the guards say; nothing where nothing would be done."""
-        if not plan:
-            return []
+        """Everything that the guards say; of a plan that does nothing, only whether there is nothing to do it for."""
         from redirector import guards
         from redirector.host import facts
         from redirector.program import COUNTED
 
         maps = snapshot.program.maps.values() if snapshot.program else ()
         held = any(m.entries for m in maps if m.kind in COUNTED)
+        if not plan:
+            return list(guards.empty(ruleset, held))
         found = facts.gather(ruleset, guards.captured_ports(ruleset), os.environ)
         return [*guards.empty(ruleset, held), *guards.findings(ruleset, found)]
 

@@ -1,10 +1,10 @@
 """`redirector demo`: the whole program at work on real packets, and a check of it: what is not as promised ends it.
 
-The story runs the real commands, as child processes, on the host of a private stage (module stage), and asks real
-clients before and after each. A promise is the exact text that a client gets to see, or a command's exit status.
+`story` runs the real commands, as child processes, on the host of a private `stage`, where an unprivileged `server`
+listens, and asks real clients before and after each.
 
-Signals that would end the process are only noted while it plays, and obeyed between two lines of the story: so none
-comes between the start of something and the note of how to end it. Every wait in here has an end.
+Signals that would end the process are only noted while the demo plays, and obeyed between two lines of the story: so
+none comes between the start of something and the note of how to end it. Every wait in here has an end.
 """
 
 from __future__ import annotations
@@ -14,35 +14,11 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import redirector
-from redirector.errors import BadConfiguration, RedirectorError, Unavailable, printable
+from redirector.errors import Unavailable
 
-if TYPE_CHECKING:
-    from redirector.demo.stage import Stage
-    from redirector.output import Paint
-
-FOLDER = "mappings"  # in the stage's temporary folder: what the commands get as FILE
-DNS = """\
-version = 1
-
-[[mapping]]
-name = "dns"
-listen = 53
-to = 5353
-protocol = "udp"
-"""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-REFUSED = os.strerror(111)  # ECONNREFUSED (asm-generic/errno.h), as clients tell it
-
-
-class _Broken(Exception):
-    """Something did not come out as promised; that has been said already."""
-
-
-class _Interrupted(Exception):
-    """A signal was noted."""
 
 
 def shipped_rules() -> str:
@@ -58,18 +34,36 @@ def run(web: str = "") -> int:
     """Play the demo, with the mapping file `web` in place of rules/web.toml: 0 if all was as promised, else 1.
 
     Call it while the process has one thread. Raises Unavailable where private namespaces are forbidden or nftables is
-    missing; KeyboardInterrupt or SystemExit, after everything was taken away, for a signal.
+    missing, OSError where `web` cannot be read, and for a signal, after everything was taken away, KeyboardInterrupt
+    or SystemExit.
     """
-    from redirector.output import paint_for
+    from redirector.demo.story import Broken, Interrupted, Teller, play
+    from redirector.output import paint_for, say
 
-    paint = paint_for(sys.stdout)
-    with _noted_signals() as noted:
+    with _noted() as signals:
+        teller = Teller(paint_for(sys.stdout), signals)
         try:
-            _play(_Teller(paint, noted), web or os.path.join(shipped_rules(), "web.toml"), coloured=paint.enabled)
-        except _Broken:
+            play(teller, web or os.path.join(shipped_rules(), "web.toml"), terminal=sys.stdout.isatty())
+        except Broken:
             return 1
-        except _Interrupted:
-            if noted[0] != signal.SIGINT:
-                raise SystemExit(128 + noted[0]) from None  # as a shell tells it
-            raise KeyboardInterrupt from None
+        except Interrupted:
+            say("\nInterrupted; everything that the demo made is gone again.", sys.stderr)
+            if signals[0] == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise SystemExit(128 + signals[0]) from None  # as a shell tells it
     return 0
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[list[int]]:
+    """A list to which SIGNALS add themselves, in place of what they would do; ignored ones (nohup) stay so."""
+    noted: list[int] = []
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: noted.append(number))
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

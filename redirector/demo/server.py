@@ -32,7 +32,7 @@ def greeting(client: str, port: int) -> str:
 class _DualStack:
     """Listen on every address, IPv4 and IPv6, with one socket."""
 
-    address_family = socket.AF_INET6
+    address_family: int = socket.AF_INET6
     allow_reuse_address = True
     daemon_threads = True
     socket: socket.socket

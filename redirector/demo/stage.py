@@ -12,8 +12,10 @@ stay behind, and only after SIGKILL.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import pwd
 import select
 import shutil
 import socket
@@ -23,7 +25,7 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redirector.errors import OutcomeUnknown, RedirectorError, Unavailable
+from redirector.errors import OutcomeUnknown, RedirectorError, Unavailable, printable
 from redirector.host import namespaces
 from redirector.host.namespaces import Namespace
 from redirector.host.privileges import become_user_namespace_root
@@ -37,7 +39,10 @@ CLIENT = ("192.0.2.100", "2001:db8::100")
 CAP_SYS_ADMIN = 21  # linux/capability.h
 COMMAND_SECONDS = 30.0  # far beyond what anything here takes, for what hangs
 CLIENT_SECONDS = 5.0
-HINT = "run it as root, or let plain users make user namespaces (user_namespaces(7)); some containers forbid both"
+HINT = (
+    "run it as root, or let plain users make user namespaces (sysctl user.max_user_namespaces, among others); "
+    "some containers forbid both"
+)
 
 
 class Finished(NamedTuple):
@@ -53,23 +58,27 @@ class Stage:
     Build it before the process has a second thread: a plain user becomes root of a user namespace.
     """
 
-    def __init__(self, *, coloured: bool) -> None:
-        """`coloured` commands believe that they write to a terminal."""
-        self._coloured = coloured
+    def __init__(self, *, terminal: bool) -> None:
+        """With `terminal` the commands see one, and so print in colours."""
+        self._terminal = terminal
         with contextlib.ExitStack() as undo:
-            self.owner = _become_able()
+            caller = os.geteuid()
+            self.in_user_namespace = not _may_make_namespaces()
             try:
+                if self.in_user_namespace:
+                    become_user_namespace_root()
                 self.host = undo.enter_context(Namespace.create("host"))
                 self.client = undo.enter_context(Namespace.create("client"))
                 _wire(self.host, self.client)
             except OSError as error:
                 raise _forbidden(error) from None
+            self.host.call(_require_nftables)
             self.folder = tempfile.mkdtemp(prefix="redirector-demo-")
             undo.callback(shutil.rmtree, self.folder)
             self.servers, self.refusal, uid = self._serve()
             undo.callback(_end, self.servers)
-            if uid:
-                self.owner = uid  # else the one user of a user namespace: the caller
+            # In a user namespace with a single user, 0 is the caller.
+            self.owner = _user_name(uid or caller)
             self._undo = undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -87,7 +96,7 @@ class Stage:
 
     def redirector(self, *args: str) -> Finished:
         """`redirector ARGS` on the host, in the temporary folder, with the generations in there too."""
-        reading, writing = _channel(terminal=self._coloured)
+        reading, writing = _channel(terminal=self._terminal)
         try:
             argv = [sys.executable, "-m", "redirector", *args]
             child = self._start(argv, stdin=subprocess.DEVNULL, stdout=writing, stderr=writing)
@@ -108,10 +117,10 @@ class Stage:
         lines = [line.rpartition("\r\x1b[K")[2] for line in text.removesuffix("\n").split("\n")]
         return Finished(child.returncode, "\n".join(lines))
 
-    def http(self, where: Namespace, address: str, port: int) -> str:
-        """What a web client in `where` gets to see: status and page, or why not."""
+    def http(self, who: str, address: str, port: int) -> str:
+        """What a web client on `who` ("host", "client") gets to see: status and page, or why not."""
         try:
-            with _connected(where, socket.SOCK_STREAM, address, port) as one:
+            with _connected(self._at(who), socket.SOCK_STREAM, address, port) as one:
                 one.sendall(f"GET / HTTP/1.0\r\nHost: {url_host(address)}\r\n\r\n".encode())
                 answer = b""
                 while data := one.recv(65536):
@@ -121,10 +130,10 @@ class Stage:
         head, _, body = answer.decode("utf-8", "replace").partition("\r\n\r\n")
         return f"{head.partition(chr(13))[0].partition(' ')[2]}: {body}"
 
-    def udp(self, where: Namespace, address: str, port: int, question: str) -> str:
-        """What a UDP client in `where` gets back, or why not."""
+    def udp(self, who: str, address: str, port: int, question: str) -> str:
+        """What a UDP client on `who` gets back, or why not."""
         try:
-            with _connected(where, socket.SOCK_DGRAM, address, port) as one:
+            with _connected(self._at(who), socket.SOCK_DGRAM, address, port) as one:
                 one.send(question.encode())
                 return one.recv(65536).decode("utf-8", "replace")
         except OSError as error:
@@ -134,26 +143,34 @@ class Stage:
         """Delete one element behind Redirector's back, and say from which map. Raises RedirectorError."""
         return self.host.call(_delete_element, protocol, port)
 
+    def _at(self, who: str) -> Namespace:
+        return {"host": self.host, "client": self.client}[who]
+
     def _serve(self) -> tuple[subprocess.Popen[Any], str, int]:
         """The servers, listening; why they could not have port 80; and their user."""
         argv = [sys.executable, "-m", "redirector.demo.server"]
         child = self._start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        line = b""
         try:
-            ready = child.stdout is not None and select.select([child.stdout], [], [], COMMAND_SECONDS)[0]
-            line = child.stdout.readline() if child.stdout is not None and ready else b""
+            if child.stdout is not None and select.select([child.stdout], [], [], COMMAND_SECONDS)[0]:
+                line = child.stdout.readline()
             said = json.loads(line)
             return child, str(said["refusal"]), int(said["uid"])
         except BaseException as error:
             child.kill()
             rest = child.communicate()[0]
             if isinstance(error, ValueError):
-                said = (line + rest).decode("utf-8", "replace").strip().rpartition("\n")[2]
-                raise OutcomeUnknown(f"the demo's servers did not start: {said or 'no answer'}") from None
+                why = (line + rest).decode("utf-8", "replace").strip().rpartition("\n")[2]
+                raise RedirectorError(f"the demo's server did not start: {printable(why) or 'no answer'}") from None
             raise
 
     def _start(self, argv: list[str], **streams: Any) -> subprocess.Popen[Any]:
         """A child process on the host, out of reach of the terminal's Ctrl-C: we end it."""
-        return self.host.popen(argv, cwd=self.folder, env=self._environment(), process_group=0, **streams)
+        try:
+            return self.host.popen(argv, cwd=self.folder, env=self._environment(), process_group=0, **streams)
+        except OSError as error:
+            message = f"{printable(str(error.filename))} cannot be run here: {error.strerror}"
+            raise Unavailable(message, "install Python and Redirector where you may run them") from None
 
     def _environment(self) -> dict[str, str]:
         """The caller's, without the ssh session, which is one of another network."""
@@ -168,21 +185,24 @@ def url_host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _become_able() -> int:
-    """The caller's user id. One who may not make network namespaces becomes root of a user namespace for it."""
-    user = os.geteuid()
+def _may_make_namespaces() -> bool:
+    """Whether this process may by itself."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        capabilities = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
-    if not capabilities >> CAP_SYS_ADMIN & 1:
-        try:
-            become_user_namespace_root()
-        except OSError as error:
-            raise _forbidden(error) from None
-    return user
+        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    return bool(effective >> CAP_SYS_ADMIN & 1)
+
+
+def _user_name(number: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"user {number}"
 
 
 def _forbidden(error: OSError) -> Unavailable:
-    return Unavailable(f"private network namespaces cannot be made here: {error.strerror or error}", HINT)
+    # "No space left on device" is what the kernel says at a limit of user.max_net_namespaces and the like.
+    why = "the limit is reached" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    return Unavailable(f"private network namespaces cannot be made here: {why}", HINT)
 
 
 def _wire(host: Namespace, client: Namespace) -> None:
@@ -192,6 +212,14 @@ def _wire(host: Namespace, client: Namespace) -> None:
     for namespace, (v4, v6) in ((host, HOST), (client, CLIENT)):
         namespaces.address(namespace, "eth0", f"{v4}/24")
         namespaces.address(namespace, "eth0", f"{v6}/64")
+
+
+def _require_nftables() -> None:
+    """Raise Unavailable where the kernel of this namespace has none."""
+    from redirector.backends.nftables.backend import NftablesBackend
+
+    with contextlib.closing(NftablesBackend()) as backend:
+        backend.genid()
 
 
 def _end(servers: subprocess.Popen[Any]) -> None:
@@ -245,8 +273,7 @@ def _delete_element(protocol: str, port: int) -> str:
     from redirector.plan import DeleteEntries
     from redirector.program import PORTS, port_key
 
-    backend = NftablesBackend()
-    with contextlib.closing(backend):
+    with contextlib.closing(NftablesBackend()) as backend:
         snapshot = backend.observe()
         maps = snapshot.program.maps if snapshot.program else {}
         key = port_key(PROTOCOLS[protocol], port)

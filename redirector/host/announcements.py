@@ -50,7 +50,7 @@ def await_address(announced: socket.socket, packed: bytes) -> None:
                 return
 
 
-def await_operational(announced: socket.socket, operational: Callable[[], bool]) -> None:
-    """Return when `operational()`, asked again after each change. Raises TimeoutError."""
-    while not operational():
+def await_state(announced: socket.socket, reached: Callable[[], bool]) -> None:
+    """Return when `reached()`, asked now and again after each change. Raises TimeoutError."""
+    while not reached():
         announced.recv(RECEIVE_SIZE)

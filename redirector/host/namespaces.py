@@ -228,7 +228,7 @@ def connect(a: Namespace, name_a: str, b: Namespace, name_b: str) -> None:
 
     Raises OSError: EEXIST, EPERM; ENOENT in a kernel without IPv6; TimeoutError.
     """
-    from redirector.host.announcements import await_address, await_operational, changes
+    from redirector.host.announcements import await_address, await_state, changes
 
     # An index of its own: if both ends had the same, the kernel would not see that there is another end, and would
     # take up to a second to notice that it is up (linkwatch_urgent_event in net/core/link_watch.c).
@@ -242,7 +242,7 @@ def connect(a: Namespace, name_a: str, b: Namespace, name_b: str) -> None:
         link_up(b, name_b)
         for namespace, name, announced in ((a, name_a, announced_a), (b, name_b, announced_b)):
             await_address(announced, LINK_LOCAL)
-            await_operational(announced, functools.partial(_is_operational, namespace, name))
+            await_state(announced, functools.partial(_is_operational, namespace, name))
 
 
 def bridge(namespace: Namespace, name: str) -> None:

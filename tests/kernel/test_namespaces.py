@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from redirector.host import namespaces
+from redirector.host.announcements import await_state, changes
 from redirector.host.namespaces import Namespace
 from tests.kernel.lab import CLIENT, HOST, Lab
 
@@ -112,7 +113,7 @@ def test_sockets_threads_and_children_are_inside() -> None:
             assert namespace.call(os.stat, "/proc/thread-self/ns/net").st_ino == inode
             child = namespace.run(["readlink", "/proc/self/ns/net"], text=True, check=True)
             assert child.stdout == f"net:[{inode}]\n"
-            assert [name for _, name in namespace.call(socket.if_nameindex)] == ["lo"]
+            assert _links(namespace) == ["lo"]
 
 
 def test_cookie_is_the_same_for_everyone() -> None:
@@ -141,6 +142,30 @@ def test_closed_namespace_takes_no_calls_and_leaves_no_thread() -> None:
     assert refused.value.errno == errno.EBADF
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_nothing_outlives_a_killed_process() -> None:
+    script = """if True:
+    import sys
+    from redirector.host.namespaces import Namespace, connect
+    here = Namespace("here", lambda: None)
+    connect(here, "cable", Namespace.create("doomed"), "cable")
+    print("connected", flush=True)
+    sys.stdin.read()
+    """
+    with Namespace.create("kept") as kept, changes(kept) as announced:
+        argv = [sys.executable, "-c", script]
+        with kept.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout
+            assert child.stdout.readline() == b"connected\n"
+            assert _links(kept) == ["lo", "cable"]
+            child.kill()
+        # A cable goes when one of its ends does, and that end goes with its namespace.
+        await_state(announced, lambda: _links(kept) == ["lo"])
+
+
+def _links(namespace: Namespace) -> list[str]:
+    return [name for _, name in namespace.call(socket.if_nameindex)]
 
 
 def test_others_are_served_while_a_child_runs() -> None:

@@ -195,10 +195,10 @@ class NftablesBackend:
                 continue
             kind = decode.set_kind(found)
             if kind not in wire.SET_TYPES:
-                maps[printable(set_name)] = Map(kind, {})
+                maps[set_name] = Map(kind, {})
                 continue
             entries, counted = decode.entries(kind, self._elements(set_name))
-            maps[printable(set_name)] = Map(kind, entries, decode.capacity(found))
+            maps[set_name] = Map(kind, entries, decode.capacity(found))
             if kind in COUNTED:
                 counters[set_name] = counted
         chains = self._chains(members)
@@ -220,7 +220,7 @@ class NftablesBackend:
         chains = {}
         for row in self._rows(wire.GETCHAIN, wire.CHAIN_TABLE):
             name = wire.untext(row.get(wire.CHAIN_NAME, b""))
-            chains[printable(name)] = Chain(decode.hook(row), tuple(rules.get(name, ())))
+            chains[name] = Chain(decode.hook(row), tuple(rules.get(name, ())))
         return chains
 
     def _strays(self) -> list[str]:
