@@ -53,6 +53,13 @@ class _File:
         self.document: dict[str, Any] = {}
         self.problems: list[Problem] = []
         self._positions: Any = None
+        self._lines: list[str] = []
+
+    @property
+    def tables(self) -> list[Any]:
+        """The [[mapping]] tables, whatever they hold."""
+        found = self.document.get("mapping", [])
+        return found if isinstance(found, list) else []
 
     def diagnostic(self, problem: Problem, related: str = "") -> Diagnostic:
         if self._positions is None:
@@ -65,7 +72,7 @@ class _File:
         return self.at(place.line, place.column, place.length, message, problem.hint)
 
     def at(self, line: int, column: int, length: int, message: str, hint: str = "") -> Diagnostic:
-        lines = self.text.split("\n")
+        lines = self._lines = self._lines or self.text.split("\n")
         text = lines[line - 1].rstrip("\r") if line <= len(lines) else ""
         return Diagnostic(self.name, line, column, length, message, hint, text)
 
@@ -99,6 +106,7 @@ def parse(files: list[source.SourceFile]) -> Ruleset:
             settings = parse_settings(file.document["settings"], report) or settings
             settings_file = file.name
     found = [file.diagnostic(problem) for file in opened for problem in file.problems]
+    found += _names_taken(opened, places)
     for problem in ruleset_problems(mappings):
         file, local = _locate(places, problem.path)
         related = ""
@@ -110,6 +118,24 @@ def parse(files: list[source.SourceFile]) -> Ruleset:
         order = {file.name: i for i, file in enumerate(opened)}
         raise InvalidFile(sorted(found, key=lambda d: (order[d.file], d.line, d.column)))
     return Ruleset.checked(tuple(mappings), settings)
+
+
+def _names_taken(files: list[_File], places: list[tuple[_File, int]]) -> list[Diagnostic]:
+    """Names used twice where one of the two mappings is wrong in other ways (`ruleset_problems` sees the others)."""
+    valid = {(file.name, index) for file, index in places}
+    first: dict[str, tuple[_File, int]] = {}
+    found = []
+    for file in files:
+        for index, table in enumerate(file.tables):
+            name = table.get("name") if isinstance(table, dict) else None
+            if not isinstance(name, str):
+                continue
+            other, other_index = first.setdefault(name, (file, index))
+            if (other, other_index) == (file, index) or {(file.name, index), (other.name, other_index)} <= valid:
+                continue
+            problem = Problem(("mapping", index, "name"), f"the name {quoted(name)} is already taken")
+            found.append(file.diagnostic(problem, other.line_of(("mapping", other_index, "name"))))
+    return found
 
 
 def _locate(places: list[tuple[_File, int]], path: tuple[str | int, ...]) -> tuple[_File, tuple[str | int, ...]]:
@@ -149,8 +175,7 @@ def _read_tables(file: _File) -> list[tuple[int, Mapping]]:
     root = Report((), file.problems)
     for key in file.document:
         if key not in ROOT_KEYS:
-            missing = [k for k in ROOT_KEYS if k not in file.document or k == "mapping"]
-            hint = suggestion(key, missing) or "at the top stand version, [[mapping]] and [settings]"
+            hint = suggestion(key, ROOT_KEYS) or "at the top stand version, [[mapping]] and [settings]"
             root.at(key)(f"unknown key {quoted(key)}", hint, at_key=True)
     version = file.document.get("version")
     if version is None:

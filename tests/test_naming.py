@@ -13,7 +13,9 @@ from tests.strategies import INTERFACE_POOL, LOCAL_V4, LOCAL_V6, NETWORKS_V4, NE
 # What `fields.interface` lets through, the characters that rule languages might trip over among them.
 interfaces = st.one_of(
     st.sampled_from(("", *INTERFACE_POOL, "a_5f", "_ports", "x_ipv4", "!#$%&'();<=>?@", "^_`{|}~", "own_on_lo")),
-    st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters='"*+,/:[\\]'), min_size=1, max_size=15),
+    st.text(
+        st.characters(min_codepoint=33, max_codepoint=126, exclude_characters='"*+,/:[\\]'), min_size=1, max_size=15
+    ),
 )
 scopes = st.builds(
     Scope,
@@ -62,7 +64,18 @@ def test_names_are_readable(wanted: PortMap, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "port", "ports_", "ports_ipv5", "_ports", "arriving", "guards", "on_a_b_ports", "from_10.0.0.0_ports", "portsX"],
+    [
+        "",
+        "port",
+        "ports_",
+        "ports_ipv5",
+        "_ports",
+        "arriving",
+        "guards",
+        "on_a_b_ports",
+        "from_10.0.0.0_ports",
+        "portsX",
+    ],
 )
 def test_other_names_are_not_ours(name: str) -> None:
     assert parse_port_map(name) is None

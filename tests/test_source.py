@@ -209,6 +209,11 @@ def test_relative_names_are_judged_by_where_they_lead(folder: Path) -> None:
     script = "import sys; from redirector.source import read; read('m.toml', insist=False)"
     root = str(Path(source.__file__).parent.parent)
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, env={"PYTHONPATH": root}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env={"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert f"{folder}: unsafe: everybody may write it" in done.stderr

@@ -157,6 +157,7 @@ def test_nesting_costs_no_recursion() -> None:
         "a.b = 1",
         "[a]",
         "[a.b]",
+        "x.y = 1\n[[x]]",
         "x = []\n[x.y]",
     ],
 )

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 HOST = ("192.0.2.1", "2001:db8::1")
 CLIENT = ("192.0.2.100", "2001:db8::100")
 
+# A fresh namespace may start with the machine's own settings (net.core.devconf_inherit_init_net).
+SYSCTLS = {
+    "net/ipv6/conf/all/disable_ipv6": "0",
+    "net/ipv6/conf/default/disable_ipv6": "0",
+    "net/ipv4/icmp_ratemask": "0",  # no ICMP error is withheld: that is how a UDP client learns that nobody is there
+}
 CAP_SYS_ADMIN = 21  # linux/capability.h
 COMMAND_SECONDS = 30.0  # far beyond what anything here takes, for what hangs
 CLIENT_SECONDS = 5.0
@@ -64,6 +70,8 @@ class Stage:
         with contextlib.ExitStack() as undo:
             caller = os.geteuid()
             self.in_user_namespace = not _may_make_namespaces()
+            if not os.path.exists("/proc/sys/net/ipv6"):
+                raise Unavailable("this kernel has no IPv6, which is half of what the demo shows", "boot it with IPv6")
             try:
                 if self.in_user_namespace:
                     become_user_namespace_root()
@@ -108,10 +116,11 @@ class Stage:
         with child:
             try:
                 data = _read_all(reading)
+            except BaseException:
+                child.kill()
+                raise
             finally:
                 os.close(reading)
-                if sys.exc_info()[0]:
-                    child.kill()
         text = data.decode("utf-8", "replace").replace("\r\n", "\n")
         # On a terminal, what takes long shows progress in a line that it wipes in the end.
         lines = [line.rpartition("\r\x1b[K")[2] for line in text.removesuffix("\n").split("\n")]
@@ -207,6 +216,8 @@ def _forbidden(error: OSError) -> Unavailable:
 
 def _wire(host: Namespace, client: Namespace) -> None:
     for namespace in (host, client):
+        for name, value in SYSCTLS.items():
+            namespaces.sysctl(namespace, name, value)
         namespaces.link_up(namespace, "lo")
     namespaces.connect(host, "eth0", client, "eth0")
     for namespace, (v4, v6) in ((host, HOST), (client, CLIENT)):
