@@ -1,9 +1,8 @@
-"""Generations on disk, and the lock that orders our own writers.
+"""Generations on disk: what was applied, when, by whom. `store` is how they get there whole.
 
-Theory of operation. Each generation is one JSON file, `generations/NNNNNN.json`, whole or not there at all: it is
-written to a temporary file, flushed to the disk (fsync), renamed, and the folder flushed. The highest number is the
-current generation; there is no pointer that could disagree. `prepare` does all that can fail for want of space or
-permission *before* the kernel is changed; what is left for afterwards is one rename.
+Each generation is one JSON file, `generations/NNNNNN.json`. The highest number is the current generation; there is no
+pointer that could disagree. `prepare` does all that can fail for want of space or permission *before* the kernel is
+changed; what is left for afterwards is one rename.
 
 Files carry a checksum over their content. What cannot be read is told as `Unreadable`, never guessed at: the kernel
 is the truth, and a damaged record stops neither `apply` nor `status`.
@@ -12,24 +11,18 @@ is the truth, and a damaged record stops neither `apply` nor `status`.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
-import stat
-import time
 import zlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from redirector.errors import NotFound, NotPermitted, Refused, TryAgain, printable
+from redirector import store
+from redirector.errors import NotFound, Refused, printable
 from redirector.mappings import digest, from_document, to_document
 from redirector.model import InvalidModel, Ruleset
 
 FORMAT = 1
 KEEP = 50
-LOCK_SECONDS = 10.0
-LOCK_POLL_SECONDS = 0.02
 
 
 class Record(NamedTuple):
@@ -60,22 +53,6 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-class Prepared:
-    """A record that lies on the disk, one rename away from counting."""
-
-    def __init__(self, temporary: str, final: str, folder: str) -> None:
-        self._temporary, self._final, self._folder = temporary, final, folder
-
-    def keep(self) -> None:
-        """Make it the current generation. Raises OSError."""
-        os.rename(self._temporary, self._final)
-        _sync_folder(self._folder)
-
-    def discard(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._temporary)
-
-
 class History:
     """The generations in one state folder. Raises errors.NotPermitted where the caller may not read or write it."""
 
@@ -92,7 +69,7 @@ class History:
         except NotADirectoryError:
             raise Refused(f"{printable(self._generations)} is not a folder", "choose another --state-dir") from None
         except PermissionError:
-            raise _forbidden(self.folder) from None
+            raise store.forbidden(self.folder) from None
         stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
         return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit() and len(stem) >= 6)
 
@@ -104,13 +81,13 @@ class History:
     def read(self, number: int) -> Record | Unreadable:
         """One generation. Raises NotFound where there is none of that number."""
         try:
-            with open(self._path(number), "rb", opener=_no_follow) as file:
+            with open(self._path(number), "rb", opener=store.no_follow) as file:
                 data = file.read()
             return _decode(json.loads(data), number)
         except FileNotFoundError:
             raise NotFound(f"there is no generation {number}", "see: redirector history") from None
         except PermissionError:
-            raise _forbidden(self.folder) from None
+            raise store.forbidden(self.folder) from None
         except InvalidModel as error:
             return Unreadable(number, f"its mappings are invalid: {error}")
         except (OSError, ValueError, RecursionError) as error:
@@ -130,22 +107,10 @@ class History:
         numbers = self.numbers()
         return numbers[-1] + 1 if numbers else 1
 
-    def prepare(self, record: Record) -> Prepared:
+    def prepare(self, record: Record) -> store.Prepared:
         """Write the record next to where it will count. Raises Refused where that fails; nothing then counts."""
-        final = self._path(record.generation)
-        temporary = f"{final}.{os.getpid()}.tmp"
-        try:
-            self.make_folders()
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(os.open(temporary, flags, 0o600), "wb") as file:
-                file.write(_encode(record))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise _unwritable(self.folder, error) from None
-        return Prepared(temporary, final, self._generations)
+        self.make_folders()
+        return store.prepare(self._path(record.generation), _encode(record))
 
     def prune(self) -> None:
         """Keep the last KEEP generations, and the last confirmed one however old; and no temporary file of the dead."""
@@ -164,30 +129,12 @@ class History:
 
     def make_folders(self) -> None:
         """The state folder and what is in it, private. Raises Refused for one that others may write."""
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        status = os.lstat(self.folder) if not os.path.islink(self.folder) else os.stat(self.folder)
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            hint = "make it root's own with mode 0700, or choose another --state-dir"
-            raise Refused(f"the state folder {printable(self.folder)} can be written by others", hint)
-        os.makedirs(self._generations, mode=0o700, exist_ok=True)
+        store.make_private(self.folder)
+        store.make_private(self._generations)
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the one lock of this state folder. Raises TryAgain after LOCK_SECONDS, and says who holds it."""
-        try:
-            self.make_folders()
-            path = os.path.join(self.folder, "lock")
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(path, flags, 0o600)
-        except OSError as error:
-            raise _unwritable(self.folder, error) from None
-        try:
-            _acquire(descriptor)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            yield
-        finally:
-            os.close(descriptor)  # and with it the lock, as when the process dies
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the one lock of this state folder. Raises TryAgain after a bounded wait, and says who holds it."""
+        return store.locked(self.folder)
 
     def _path(self, number: int) -> str:
         return os.path.join(self._generations, f"{number:06d}.json")
@@ -195,47 +142,6 @@ class History:
     def _confirmed(self, number: int) -> bool:
         record = self.read(number)
         return isinstance(record, Record) and record.confirmed
-
-
-def _acquire(descriptor: int) -> None:
-    """Take the lock; flock has no time-out of its own, so ask again and again within bounds."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
-                raise
-        if time.monotonic() > deadline:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-            who = f"process {holder}" if holder.isdigit() else "another process"
-            raise TryAgain(f"{who} has been changing the mappings for {LOCK_SECONDS:.0f} s", "try again later")
-        time.sleep(LOCK_POLL_SECONDS)
-
-
-def _no_follow(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def _sync_folder(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _forbidden(folder: str) -> NotPermitted:
-    return NotPermitted(f"you may not read the state in {printable(folder)}", "run it as root, or choose a --state-dir")
-
-
-def _unwritable(folder: str, error: OSError) -> NotPermitted | Refused:
-    if error.errno in (errno.EACCES, errno.EPERM):
-        message = f"you may not write the state in {printable(folder)}; nothing was changed"
-        return NotPermitted(message, "run it as root, or choose a --state-dir")
-    message = f"the state in {printable(folder)} cannot be written ({error.strerror}); nothing was changed"
-    return Refused(message, "make room there, or choose another --state-dir")
 
 
 def _checksum(content: dict[str, Any]) -> str:

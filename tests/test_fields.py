@@ -302,7 +302,7 @@ def test_any_table_is_a_mapping_or_has_problems(table: dict[str, Any]) -> None:
 
 
 def test_kinds_have_their_toml_names() -> None:
-    values = (True, 1, 1.5, "", [], {}, None)
+    values: tuple[object, ...] = (True, 1, 1.5, "", [], {}, None)
     assert [kind(v) for v in values] == ["boolean", "integer", "float", "string", "array", "table", "date or time"]
 
 

@@ -1,4 +1,4 @@
-"""Mapping files: every problem in one run, each at its exact place; no input that is a traceback; parse inverts write."""
+"""Mapping files: every problem in one run, each at its exact place; never a traceback; and parse inverts write."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def parsed(text: str) -> Ruleset:
 
 
 def diagnostics(*texts: bytes | str) -> list[Diagnostic]:
-    """What is found in files called a.toml, b.toml, …"""
+    """What is found in files called a.toml, b.toml, c.toml."""
     files = [
         SourceFile(f"{chr(ord('a') + i)}.toml", text.encode() if isinstance(text, str) else text)
         for i, text in enumerate(texts)
@@ -385,9 +385,13 @@ def test_arbitrary_bytes_are_a_ruleset_or_an_error(data: bytes) -> None:
 
 
 _keys = st.sampled_from((*FIELDS, "version", "settings", "mapping", "backend", "priority", '"a b"', "a.b", "x"))
-_scalars = st.sampled_from(
-    ("1", "0", "80", "-1", "1.5", "nan", "true", '""', '"tcp"', '"1-5"', '"10.0.0.0/8"', '"::1"', '"eth*"', '"a"', "{}")
-    + ("1979-05-27", "07:32:00", "'''x\ny'''", '"\\u0000"', "0xffffffffffffffffffff", "[]", '["udp", "tcp"]', "[[1]]")
+_scalars = st.one_of(
+    st.sampled_from(
+        ("1", "0", "80", "-1", "1.5", "nan", "true", '""', '"tcp"', '"1-5"', '"10.0.0.0/8"', '"::1"', '"eth*"')
+    ),
+    st.sampled_from(
+        ('"a"', "{}", "1979-05-27", "07:32:00", "'''x\ny'''", '"\\u0000"', "0xfffffffffffffffff", "[]", "[[1]]")
+    ),
 )
 _values = st.one_of(_scalars, st.lists(_scalars, max_size=3).map(lambda items: f"[{', '.join(items)}]"))
 _lines = st.one_of(

@@ -53,8 +53,8 @@ def test_protocols_that_are_none_of_ours_have_a_name_too() -> None:
 
 
 def test_the_capacity_of_a_map_is_a_fact_and_no_wish() -> None:
-    kind = sorted(COUNTED)[0]
+    kind = min(COUNTED)
     assert Map(kind, {}, 64) == Map(kind, {}, 128)
-    assert not Map(kind, {}, 64) != Map(kind, {}, 128)
+    assert (Map(kind, {}, 64) != Map(kind, {}, 128)) is False
     assert Map(kind, {1: (2, "a")}) != Map(kind, {1: (2, "b")})
     assert Program({}, {"ports": Map(kind, {}, 64)}) == Program({}, {"ports": Map(kind, {}, 128)})

@@ -4,7 +4,6 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,10 +23,10 @@ def root() -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path: Path) -> Path:
     """A folder that only we may write, in one that only we may write."""
     tmp_path.chmod(0o755)
-    yield tmp_path
+    return tmp_path
 
 
 def put(path: Path, text: str = "version = 1\n", mode: int = 0o644) -> Path:

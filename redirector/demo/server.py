@@ -26,7 +26,7 @@ _MAPPED = "::ffff:"  # before an IPv4 address in IPv6 form (RFC 4291, 2.5.5.2)
 
 def greeting(client: str, port: int) -> str:
     """What the servers answer: whom they see, and on which port of theirs."""
-    return f"hello {client.removeprefix(_MAPPED)}, this is port {port}"
+    return f"hello {client.removeprefix(_MAPPED)}, from port {port}"
 
 
 class _DualStack:

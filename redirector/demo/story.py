@@ -29,7 +29,7 @@ REFUSED = os.strerror(errno.ECONNREFUSED)
 FORBIDDEN = os.strerror(errno.EACCES)
 # Who asks for which address: from outside, and the host itself, which is where many a redirect stops working.
 EVERYBODY = (*(("client", address) for address in HOST), ("host", "127.0.0.1"), ("host", "::1"))
-WIDTH = 32  # of what was asked, before what was answered
+WIDTH = 30  # of what was asked, before what was answered
 
 
 class Broken(Exception):
@@ -135,7 +135,7 @@ class _Scene:
         teller.step("A host, a client, and a server without privileges")
         teller.tell(f"Two private network namespaces, joined by a cable:\n  host    {HOST[0]:13} {HOST[1]}")
         teller.tell(f"  client  {CLIENT[0]:13} {CLIENT[1]}")
-        teller.tell(f"\nOn the host a server runs, process {stage.servers.pid} of {stage.owner}, without privileges:")
+        teller.tell(f"\nOn the host, a server: process {stage.servers.pid} of {stage.owner}, without privileges:")
         teller.promise(f"listen on port {CLOSED_PORT}", stage.refusal, FORBIDDEN)
         self._web("client", HOST[0], WEB_PORTS[0], port=WEB_PORTS[0])
         teller.tell("\nSo clients that come to the well-known ports find nobody:")
@@ -186,7 +186,7 @@ class _Scene:
     def removal(self) -> None:
         self._teller.step("And away with everything")
         self._run("remove", "--purge")
-        self._run("status", status=3, meaning="nothing applied")
+        self._run("status", status=3, meaning="none applied")
         self._udp("client", HOST[0], None)
 
     def _run(self, *args: str, status: int = 0, meaning: str = "") -> None:

@@ -130,8 +130,8 @@ class Field:
         else:
             segment, control, _flags, peer = ear.recvmsg(65536, socket.CMSG_SPACE(IN6_PKTINFO.size))
             local = socket.inet_ntop(socket.AF_INET6, IN6_PKTINFO.unpack(control[0][2])[0])
-        ports = struct.unpack_from("!HH", segment)
-        return int(ports[0]), Heard(ports[1], local, peer[0])
+        source_port, port = struct.unpack_from("!HH", segment)
+        return int(source_port), Heard(int(port), local, peer[0])
 
     def close(self) -> None:
         for ear in (self._fence, *self._ears.values()):

@@ -120,29 +120,29 @@ def test_everything_is_shown_and_nothing_is_left(visit: Visit) -> None:
         ["rollback", "history"],
         ["remove", "status"],
     ]
-    answers = [[(asked.rstrip(), seen) for asked, seen in re.findall("✓ (.{32}) (.*)", step)] for step in steps]
+    answers = [[(asked.rstrip(), seen) for asked, seen in re.findall("✓ (.{30}) (.*)", step)] for step in steps]
     pages = [
-        ("client  http://192.0.2.1/", "200 OK: hello 192.0.2.100, this is port 8080"),
-        ("client  http://[2001:db8::1]/", "200 OK: hello 2001:db8::100, this is port 8080"),
-        ("host    http://127.0.0.1/", "200 OK: hello 127.0.0.1, this is port 8080"),
-        ("host    http://[::1]/", "200 OK: hello ::1, this is port 8080"),
+        ("client  http://192.0.2.1/", "200 OK: hello 192.0.2.100, from port 8080"),
+        ("client  http://[2001:db8::1]/", "200 OK: hello 2001:db8::100, from port 8080"),
+        ("host    http://127.0.0.1/", "200 OK: hello 127.0.0.1, from port 8080"),
+        ("host    http://[::1]/", "200 OK: hello ::1, from port 8080"),
     ]
     refusals = [(asked, "Connection refused") for asked, _ in pages]
     echoes = [
-        ("client  udp 192.0.2.1:53", "hello 192.0.2.100, this is port 5353: ping"),
-        ("client  udp [2001:db8::1]:53", "hello 2001:db8::100, this is port 5353: ping"),
-        ("host    udp 127.0.0.1:53", "hello 127.0.0.1, this is port 5353: ping"),
-        ("host    udp [::1]:53", "hello ::1, this is port 5353: ping"),
+        ("client  udp 192.0.2.1:53", "hello 192.0.2.100, from port 5353: ping"),
+        ("client  udp [2001:db8::1]:53", "hello 2001:db8::100, from port 5353: ping"),
+        ("host    udp 127.0.0.1:53", "hello 127.0.0.1, from port 5353: ping"),
+        ("host    udp [::1]:53", "hello ::1, from port 5353: ping"),
     ]
     silence = (echoes[0][0], "Connection refused")
     direct = ("client  http://192.0.2.1:8080/", pages[0][1])
     assert answers[1] == [("listen on port 80", "Permission denied"), direct, *refusals[:2], silence]
     assert answers[2] == echoes
-    tls = ("client  http://192.0.2.1:443/", "200 OK: hello 192.0.2.100, this is port 8443")
+    tls = ("client  http://192.0.2.1:443/", "200 OK: hello 192.0.2.100, from port 8443")
     assert answers[3] == [("exit status (2: changes)", "2"), *pages, tls]
     assert answers[4] == [refusals[0], ("exit status (2: drift)", "2"), *pages]
     assert answers[5] == [*refusals, echoes[0]]
-    assert answers[6][:2] == [("exit status (3: nothing applied)", "3"), silence]
+    assert answers[6][:2] == [("exit status (3: none applied)", "3"), silence]
 
 
 def test_a_plain_user(visit: Visit) -> None:
@@ -150,7 +150,7 @@ def test_a_plain_user(visit: Visit) -> None:
     done = visit.run(["unshare", "--user", "--map-user=1000", "--map-group=1000", *visit.lab.command("demo")])
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"✓ listen on port 80 +Permission denied\n", done.stdout)
-    assert re.search(r"✓ client  http://192\.0\.2\.1/ +200 OK: hello 192\.0\.2\.100, this is port 8080\n", done.stdout)
+    assert re.search(r"✓ client  http://192\.0\.2\.1/ +200 OK: hello 192\.0\.2\.100, from port 8080\n", done.stdout)
     assert visit.leftovers() == []
 
 
@@ -179,7 +179,7 @@ def test_colours_on_a_terminal(visit: Visit) -> None:
     ("old", "new", "broken"),
     [
         ("to = 8080", "to = 8081", r"✗ client  http://192\.0\.2\.1/ +Connection refused\n"),
-        ("to = 8080", "to = 8443", r"✗ client  http://192\.0\.2\.1/ +200 OK: .*, this is port 8443\n"),
+        ("to = 8080", "to = 8443", r"✗ client  http://192\.0\.2\.1/ +200 OK: .*, from port 8443\n"),
         ("version = 1", "version = ", r"✗ exit status .* 78\n"),
         ("listen = 443", "listen = 80", r"✗ exit status .* 78\n"),
     ],

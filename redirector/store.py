@@ -1,0 +1,134 @@
+"""Files that are whole or not there, in a folder of our own, and the lock that orders our own writers.
+
+Theory of operation. A file is written to a temporary one beside it and flushed to the disk (fsync); it counts once it
+is renamed, and the folder flushed. A crash at any moment leaves the old file, or the new one, and at most a temporary
+file that nobody reads. The lock is flock(2)'s, on a file that stays: it dies with the process that holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+
+from redirector.errors import NotPermitted, Refused, TryAgain, printable
+
+LOCK_SECONDS = 10.0
+LOCK_POLL_SECONDS = 0.02
+
+
+class Prepared:
+    """A file that lies on the disk, one rename away from counting."""
+
+    def __init__(self, temporary: str, final: str) -> None:
+        self._temporary, self._final = temporary, final
+
+    def keep(self) -> None:
+        """Let it count. Raises OSError, and then it does not."""
+        os.rename(self._temporary, self._final)
+        try:
+            sync_folder(os.path.dirname(self._final))
+        except OSError:
+            # Whoever is told that it failed must not find it there.
+            with contextlib.suppress(OSError):
+                os.unlink(self._final)
+            raise
+
+    def discard(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._temporary)
+
+
+def prepare(path: str, data: bytes) -> Prepared:
+    """Write `data` next to `path`, private to the user, and flush it. Raises Refused or NotPermitted."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise unwritable(os.path.dirname(path), error) from None
+    return Prepared(temporary, path)
+
+
+def make_private(folder: str) -> None:
+    """Make a folder that only its owner can enter. Raises Refused for one that others may write, NotPermitted."""
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        status = os.stat(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        hint = "make it root's own with mode 0700, or choose another --state-dir"
+        raise Refused(f"the state folder {printable(folder)} can be written by others", hint)
+
+
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """Hold the lock of a folder. Raises TryAgain after LOCK_SECONDS, and says who holds it."""
+    make_private(folder)
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(os.path.join(folder, "lock"), flags, 0o600)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    try:
+        _acquire(descriptor)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)  # and with it the lock, as when the process dies
+
+
+def _acquire(descriptor: int) -> None:
+    """Take the lock; flock has no time-out of its own, so ask again and again within bounds."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
+                raise
+        else:
+            return
+        if time.monotonic() > deadline:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            who = f"process {holder}" if holder.isdigit() else "another process"
+            raise TryAgain(f"{who} has been changing the mappings for {LOCK_SECONDS:.0f} s", "try again later")
+        time.sleep(LOCK_POLL_SECONDS)
+
+
+def no_follow(path: str, flags: int) -> int:
+    """An opener (see `open`) that refuses symbolic links."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def sync_folder(path: str) -> None:
+    """Flush a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def forbidden(folder: str) -> NotPermitted:
+    return NotPermitted(f"you may not read the state in {printable(folder)}", "run it as root, or choose a --state-dir")
+
+
+def unwritable(folder: str, error: OSError) -> NotPermitted | Refused:
+    """What it means that nothing can be written there."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        message = f"you may not write the state in {printable(folder)}; nothing was changed"
+        return NotPermitted(message, "run it as root, or choose a --state-dir")
+    message = f"the state in {printable(folder)} cannot be written ({error.strerror}); nothing was changed"
+    return Refused(message, "make room there, or choose another --state-dir")
