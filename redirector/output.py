@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from redirector.guards import Finding
     from redirector.mappings import Diagnostic
     from redirector.model import Ports, Ruleset
+    from redirector.pending import Pending
     from redirector.plan import Plan
     from redirector.program import Route
     from redirector.reconcile import Outcome
@@ -226,6 +227,7 @@ STATES = {
     "drained": ("drained: no redirects", "yellow"),
     "absent": ("nothing is applied", "yellow"),
     "unknown": ("unknown", "red"),
+    "pending": ("waits for confirm", "yellow"),
 }
 
 
@@ -235,7 +237,13 @@ def drift_detail(drift: Drift) -> str:
     return "; ".join(lines) or drift.detail
 
 
-def status_text(status: Status, file_note: str, paint: Paint) -> str:
+def pending_json(waiting: Pending | None) -> dict[str, Any] | None:
+    if waiting is None:
+        return None
+    return {"generation": waiting.generation, "seconds_left": round(waiting.seconds_left, 1)}
+
+
+def status_text(status: Status, file_note: str, paint: Paint, waiting: Pending | None = None) -> str:
     words, colour = STATES[status.state]
     record = status.record
     parts = [paint(words, colour), status.backend]
@@ -258,6 +266,9 @@ def status_text(status: Status, file_note: str, paint: Paint) -> str:
         labels = ((drift, f"{paint(drift.kind, 'red')}: {drift.mapping or '(table)'}") for drift in status.drift)
         lines += [f"  {label}: {drift_detail(drift)}" for drift, label in labels]
         lines += ["", "mend it by: redirector apply"]
+    if waiting:
+        left = f"{waiting.seconds_left:.0f} s left"
+        lines += ["", f"{left}: redirector confirm keeps generation {waiting.generation}, cancel takes it back"]
     lines += [note for note in (status.note, file_note) if note]
     return "\n".join(lines)
 

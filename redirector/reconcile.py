@@ -29,6 +29,8 @@ SECONDS = 5.0
 GENID_LIMIT = 2**32
 
 Judge = Callable[[Ruleset, Plan, Snapshot], None]
+# Called with the new generation's number before the commit; what it returns is called if nothing was changed after all.
+Arm = Callable[[int], Callable[[], None]]
 
 
 class Origin(NamedTuple):
@@ -49,7 +51,8 @@ class Outcome(NamedTuple):
 
 class Wish(NamedTuple):
     """What is wanted: `ruleset`, or with `purge` no table at all. `replace_foreign` takes away a table that is not
-    ours; `verify` reads back even after proof; `expected` is the observed Program's digest that a saved plan holds."""
+    ours; `verify` reads back even after proof; `expected` is the observed Program's digest that a saved plan holds;
+    with `arm` the generation is recorded as not confirmed."""
 
     ruleset: Ruleset
     origin: Origin
@@ -57,6 +60,7 @@ class Wish(NamedTuple):
     replace_foreign: bool = False
     verify: bool = False
     expected: str = ""
+    arm: Arm | None = None
     judge: Judge = lambda ruleset, plan, snapshot: None
 
 
@@ -124,14 +128,21 @@ def _carry_out(
         backend=backend.name,
         ruleset=wish.ruleset,
         purged=wish.purge,
+        confirmed=wish.arm is None,
     )
     prepared = history.prepare(record)
+    disarm = None
     try:
+        if wish.arm:
+            disarm = wish.arm(record.generation)
         if plan:
             _commit(backend, plan, snapshot, wish.verify)
-    except BaseException:
-        # An unknown outcome leaves no record either: status then compares with the last certain one.
+    except BaseException as error:
+        # An unknown outcome leaves no record either: status then compares with the last certain one. And it leaves the
+        # watchdog, which goes back to the last confirmed generation.
         prepared.discard()
+        if disarm and isinstance(error, Overtaken | Refused):
+            disarm()
         raise
     try:
         prepared.keep()

@@ -38,8 +38,8 @@ class Status(NamedTuple):
     note: str = ""
 
 
-def status(backend: Backend, history: History) -> Status:
-    """Compare the kernel with the last applied generation."""
+def status(backend: Backend, history: History, *, waiting: bool = False) -> Status:
+    """Compare the kernel with the last applied generation; `waiting` tells that it is still to be confirmed."""
     current = history.current()
     snapshot = backend.observe()
     connections = count_connections(snapshot)
@@ -47,7 +47,8 @@ def status(backend: Backend, history: History) -> Status:
     name = backend.name
 
     def make(state: str, drift: Iterable[Drift] = (), note: str = "") -> Status:
-        return Status(state, name, record, tuple(drift), connections, note)
+        known = record is not None and state != "absent"
+        return Status("pending" if waiting and known else state, name, record, tuple(drift), connections, note)
 
     if isinstance(current, Unreadable):
         return make("unknown", note=f"generation {current.generation}: {current.reason}; apply the file again")

@@ -26,6 +26,8 @@ COMMANDS = {
     "plan": "looking",
     "apply": "changing",
     "status": "looking",
+    "confirm": "changing",
+    "cancel": "changing",
     "rollback": "changing",
     "remove": "changing",
     "history": "generations",
@@ -36,6 +38,9 @@ COMMANDS = {
     "completion": "printing",
     "demo": "printing",
 }
+
+
+CONFIRM_DEFAULT = "60s"
 
 
 class LazyGroup(click.Group):
@@ -49,6 +54,12 @@ class LazyGroup(click.Group):
             return None
         found = getattr(import_module(f"redirector.cli.{COMMANDS[cmd_name]}"), cmd_name)
         return found if isinstance(found, click.Command) else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        # An option's value is optional only behind "=": the next word is always the file.
+        return super().resolve_command(ctx, [f"{a}={CONFIRM_DEFAULT}" if a == "--confirm" else a for a in args])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from redirector.history import History
     from redirector.model import Ruleset
     from redirector.output import Paint
+    from redirector.pending import Pending
     from redirector.plan import Plan
     from redirector.reconcile import Judge, Origin
 
@@ -68,6 +69,16 @@ class App:
         from redirector.backends.nftables.backend import NftablesBackend
 
         return NftablesBackend()
+
+    def settle(self, backend: Backend, history: History) -> Pending | None:
+        """What waits for confirm. If its time is over and its watchdog gone, it is taken back here."""
+        from redirector import pending
+
+        found = pending.load(history)
+        if found is None or found.seconds_left > 0:
+            return found
+        with history.locked():
+            return pending.settle(backend, history)
 
     def origin(self, action: str, source: str) -> Origin:
         from redirector.host.facts import author

@@ -4,28 +4,57 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from redirector.cli.app import App, command, file_argument, insisting, unsafe_option, verify_option
-from redirector.errors import printable
+from redirector.errors import Refused, RolledBack, Usage, printable
 
 if TYPE_CHECKING:
-    from redirector.reconcile import Outcome
+    from redirector.backends.base import Backend
+    from redirector.history import History
+    from redirector.pending import Pending
+    from redirector.reconcile import Arm, Outcome
     from redirector.saved import SavedPlan
     from redirector.source import SourceFile
+
+
+def _seconds(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+    """Seconds of "60", "60s", "2m" or "1h"; from 1 second to a day."""
+    if value is None:
+        return None
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (value[:-1], value[-1]) if value[-1:] in units else (value, "s")
+    if not (number.isascii() and number.isdigit()) or not 1 <= int(number[:9]) * units[unit] <= 86400:
+        raise click.BadParameter(f"{value!r} is no time from 1 second to a day: write 60, 90s, 2m or 1h")
+    return float(int(number) * units[unit])
 
 
 @command
 @file_argument
 @click.option("--dry-run", is_flag=True, help="Let the kernel validate everything and commit nothing.")
 @verify_option
+@click.option("--confirm", callback=_seconds, metavar="[=SECONDS]", help="Take it back unless confirmed in time [60s].")
+@click.option("--probe", metavar="COMMAND", help="With --confirm: run COMMAND afterwards; take it back if it fails.")
 @unsafe_option
 @insisting
-def apply(app: App, file: str, dry_run: bool, verify: bool, allow_unsafe_file: bool, **insist: bool) -> int:
+def apply(
+    app: App,
+    file: str,
+    dry_run: bool,
+    verify: bool,
+    confirm: float | None,
+    probe: str | None,
+    allow_unsafe_file: bool,
+    **insist: bool,
+) -> int:
     """Make the kernel hold FILE (or a saved PLAN), verify it, and record a generation."""
-    from redirector import mappings, output, reconcile, source
+    from redirector import mappings, output, pending, reconcile, source
+
+    if probe and not confirm:
+        raise Usage("--probe goes with --confirm", "say --confirm too, or run the command afterwards yourself")
 
     with output.Progress(sys.stderr) as progress:
         progress(f"reading {printable(file)}")
@@ -37,6 +66,7 @@ def apply(app: App, file: str, dry_run: bool, verify: bool, allow_unsafe_file: b
         if made:
             made.require(backend)
         progress("applying")
+        history = app.history()
         judge = app.judge(insist)
         if dry_run:
             snapshot = backend.observe()
@@ -56,12 +86,16 @@ def apply(app: App, file: str, dry_run: bool, verify: bool, allow_unsafe_file: b
             replace_foreign=insist["replace_foreign"],
             verify=verify,
             expected=made.observed if made else "",
+            arm=_armed(history, confirm) if confirm else None,
             judge=judge,
         )
-        history = app.history()
         with history.locked():
+            pending.require_none(backend, history)
             outcome = reconcile.change(backend, history, wish)
-    _report_outcome(app, outcome)
+            waiting = pending.load(history)
+    _report_outcome(app, outcome, waiting)
+    if waiting and probe:
+        _probe(app, backend, history, waiting, probe)
     return 0
 
 
@@ -71,13 +105,14 @@ def apply(app: App, file: str, dry_run: bool, verify: bool, allow_unsafe_file: b
 @insisting
 def rollback(app: App, generation: int | None, verify: bool, **insist: bool) -> int:
     """Go back to the generation before the current one, or to GENERATION."""
-    from redirector import reconcile
+    from redirector import pending, reconcile
 
     app.enter_namespace()
     history = app.history()
     # Whoever asks for a generation by name knows whether it is empty.
     judge = app.judge(insist | {"allow_empty": True})
     with history.locked():
+        pending.require_none(app.backend(), history)
         record = reconcile.rollback_target(history, generation)
         wish = reconcile.Wish(
             record.ruleset,
@@ -97,13 +132,14 @@ def rollback(app: App, generation: int | None, verify: bool, **insist: bool) -> 
 @click.option("--replace-foreign", is_flag=True, help="Also when the table of our name is not ours.")
 def remove(app: App, purge: bool, replace_foreign: bool) -> int:
     """Drain: no new redirects, while established connections live on."""
-    from redirector import reconcile
+    from redirector import pending, reconcile
     from redirector.history import Record
     from redirector.model import Ruleset
 
     app.enter_namespace()
     history = app.history()
     with history.locked():
+        pending.require_none(app.backend(), history)
         current = history.current()
         settings = current.ruleset.settings if isinstance(current, Record) else Ruleset().settings
         wish = reconcile.Wish(
@@ -118,14 +154,83 @@ def remove(app: App, purge: bool, replace_foreign: bool) -> int:
     return 0
 
 
-def _report_outcome(app: App, outcome: Outcome) -> None:
+@command
+def confirm(app: App) -> int:
+    """Keep the change that waits for it (apply --confirm)."""
+    from redirector import pending
+
+    app.enter_namespace()
+    history = app.history()
+    with history.locked():
+        generation = pending.keep(app.backend(), history)
+    app.report(lambda: f"generation {generation} is confirmed", lambda: {"confirmed": generation})
+    return 0
+
+
+@command
+def cancel(app: App) -> int:
+    """Take the change back that waits for confirm, now."""
+    from redirector import pending
+
+    app.enter_namespace()
+    history = app.history()
+    with history.locked():
+        outcome = pending.cancel(app.backend(), history, app.origin("cancel", "").author)
+    _report_outcome(app, outcome)
+    return 0
+
+
+def _armed(history: History, seconds: float) -> Arm:
+    """How `reconcile` makes sure that a change is taken back: a note, and a watchdog that stands before the commit."""
+
+    def arm(generation: int) -> Callable[[], None]:
+        from redirector import pending, watchdog
+
+        note = pending.arm(history, generation, seconds)
+        try:
+            watchdog.start(history, note.token)
+        except OSError as error:
+            pending.disarm(history)
+            raise Refused(f"no watchdog could be started ({error.strerror}); nothing was changed") from None
+        return lambda: pending.disarm(history)
+
+    return arm
+
+
+def _probe(app: App, backend: Backend, history: History, waiting: Pending, probe: str) -> None:
+    """Run the health check; raises RolledBack if it fails. The lock is free meanwhile: the watchdog may need it."""
+    import shlex
+    import subprocess
+
+    from redirector import pending
+
+    try:
+        argv = shlex.split(probe)
+        ran = subprocess.run(argv, stdin=subprocess.DEVNULL, timeout=waiting.seconds_left, check=False)
+        fault = f"exit {ran.returncode}" if ran.returncode else ""
+    except subprocess.TimeoutExpired:
+        fault = "no end in time"
+    except (OSError, ValueError, IndexError) as error:
+        fault = str(error)
+    if not fault:
+        return
+    with history.locked():
+        found = pending.load(history)
+        if found and found.token == waiting.token:
+            pending.take_back(backend, history, found, app.origin("cancel", "").author)
+    raise RolledBack(f"the probe failed ({printable(fault)}): the change was taken back", "see: redirector history")
+
+
+def _report_outcome(app: App, outcome: Outcome, waiting: Pending | None = None) -> None:
     from redirector import output
 
     app.warn(app.findings)
     done = f"generation {outcome.generation}" if outcome.recorded else "drift mended" if outcome.plan else ""
+    if waiting:
+        done += f", to be confirmed within {waiting.seconds_left:.0f} s: redirector confirm"
     app.report(
         lambda: output.plan_text(outcome.plan, app.paint, done),
-        lambda: output.outcome_json(outcome, app.findings),
+        lambda: output.outcome_json(outcome, app.findings) | {"pending": output.pending_json(waiting)},
     )
 
 

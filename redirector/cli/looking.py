@@ -46,6 +46,7 @@ def plan(app: App, file: str, out: str | None, replace_foreign: bool) -> int:
         app.enter_namespace()
         backend = app.backend(ruleset.settings.backend)
         progress("reading the kernel's tables")
+        app.settle(backend, app.history())
         snapshot = backend.observe()
         progress("comparing")
         found = reconcile.plan_for(ruleset, snapshot, replace_foreign=replace_foreign)
@@ -62,14 +63,16 @@ def plan(app: App, file: str, out: str | None, replace_foreign: bool) -> int:
 @command
 @click.argument("file", required=False)
 def status(app: App, file: str | None) -> int:
-    """Compare the kernel with the last applied generation. Exits 0 in sync, 2 drift, 3 nothing applied, 4 unknown."""
+    """Compare the kernel with the last applied generation. Exits 0 in sync, 2 drift, 3 nothing, 4 unknown."""
     from redirector import output
     from redirector import status as against
 
     with output.Progress(sys.stderr) as progress:
         progress("reading the kernel's tables")
         app.enter_namespace()
-        found = against.status(app.backend(), app.history())
+        backend, history = app.backend(), app.history()
+        waiting = app.settle(backend, history)
+        found = against.status(backend, history, waiting=waiting is not None)
         progress("comparing")
         path, changed, error = _file_state(file, found.record.origin if found.record else "", found.record)
     note = ""
@@ -78,9 +81,11 @@ def status(app: App, file: str | None) -> int:
     elif error:
         note = f"{printable(path)}: {error}"
     app.report(
-        lambda: output.status_text(found, note, app.paint),
-        lambda: output.status_json(found, path, changed, error),
+        lambda: output.status_text(found, note, app.paint, waiting),
+        lambda: output.status_json(found, path, changed, error) | {"pending": output.pending_json(waiting)},
     )
+    if found.state == "pending":
+        return 2 if found.drift else 0
     return {"in-sync": 0, "drifted": 2, "drained": 3, "absent": 3, "unknown": 4}[found.state]
 
 

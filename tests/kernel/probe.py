@@ -123,6 +123,7 @@ class Field:
 
     @staticmethod
     def _receive(ear: socket.socket) -> tuple[int, Heard]:
+        """(source port, packet) of what the ear has heard next. Raises BlockingIOError if nothing."""
         if ear.family == socket.AF_INET:
             packet, peer = ear.recvfrom(65536)
             segment = packet[(packet[0] & 0xF) * 4 :]  # IPv4 raw sockets deliver the header, too
@@ -155,7 +156,7 @@ def _packed(address: str) -> bytes:
 def _checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
     data += b"\0" * (len(data) & 1)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

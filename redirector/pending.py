@@ -1,0 +1,165 @@
+"""A change that waits for `confirm`: the note on disk about it, and how it is kept or taken back.
+
+Theory of operation. `apply --confirm` writes the note and starts a watchdog *before* it commits, so that there is no
+moment in which the change is in force and nobody will take it back. The note says which generation waits, to which
+one to go back, and until when, on CLOCK_BOOTTIME: a clock that no setting of the time moves and that goes on while the
+machine sleeps. A note of another boot is overdue by definition.
+
+Whoever finds an overdue note takes the change back: the watchdog, or, if it was killed, the next command. Going back
+is `reconcile.change` to the last confirmed generation, read back afterwards, recorded as a generation of its own; only
+then is the note removed. A crash at any moment leaves the note, and the work is done again by the next to come.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import NamedTuple
+
+from redirector import store
+from redirector.backends.base import Backend
+from redirector.errors import NotFound, TryAgain
+from redirector.history import History, Record
+from redirector.model import Ruleset
+from redirector.plan import make_plan
+from redirector.reconcile import Origin, Outcome, Wish, change
+
+NOTE = "pending.json"
+
+
+class Pending(NamedTuple):
+    """`generation` waits until `deadline` (seconds of CLOCK_BOOTTIME of the boot `boot`); `token` tells one wait from
+    the next."""
+
+    generation: int
+    deadline: float
+    boot: str
+    token: str
+
+    @property
+    def seconds_left(self) -> float:
+        """0 if it is overdue."""
+        if self.boot != boot_id():
+            return 0.0
+        return max(0.0, self.deadline - now())
+
+
+def now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return file.read().decode().strip()
+
+
+def load(history: History) -> Pending | None:
+    """The note, None if there is none. One that cannot be read counts as overdue: better taken back than kept."""
+    try:
+        with open(os.path.join(history.folder, NOTE), "rb", opener=store.no_follow) as file:
+            content = json.loads(file.read())
+        return Pending(
+            int(content["generation"]), float(content["deadline"]), str(content["boot"]), str(content["token"])
+        )
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise store.forbidden(history.folder) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return Pending(0, 0.0, "", "")
+
+
+def arm(history: History, generation: int, seconds: float) -> Pending:
+    """Write the note; the lock of `history` must be held. Raises Refused or NotPermitted where it cannot be written."""
+    found = Pending(generation, now() + seconds, boot_id(), os.urandom(8).hex())
+    prepared = store.prepare(os.path.join(history.folder, NOTE), json.dumps(found._asdict()).encode())
+    try:
+        prepared.keep()
+    except OSError as error:
+        prepared.discard()
+        raise store.unwritable(history.folder, error) from None
+    return found
+
+
+def disarm(history: History) -> None:
+    """Remove the note, for good."""
+    try:
+        os.unlink(os.path.join(history.folder, NOTE))
+        store.sync_folder(history.folder)
+    except FileNotFoundError:
+        pass
+
+
+def last_confirmed(history: History, before: int) -> Record | None:
+    """The latest readable generation before `before` (0: of all) that was confirmed; None if there is none."""
+    for number in reversed(history.numbers()):
+        if number < before or not before:
+            record = history.read(number)
+            if isinstance(record, Record) and record.confirmed:
+                return record
+    return None
+
+
+def take_back(backend: Backend, history: History, pending: Pending, author: str) -> Outcome:
+    """Go back to the last confirmed generation, and read it back. The lock must be held; raises as `change` does."""
+    current = history.current()
+    if isinstance(current, Record) and current.confirmed and current.generation >= pending.generation:
+        # It was confirmed, or taken back, and only the note was left behind.
+        disarm(history)
+        return Outcome(make_plan(None, None), current.generation, recorded=False)
+    target = last_confirmed(history, pending.generation)
+    origin = Origin("cancel", f"generation {pending.generation}", author)
+    wish = Wish(target.ruleset if target else Ruleset(), origin, purge=bool(target and target.purged), verify=True)
+    outcome = change(backend, history, wish)
+    disarm(history)
+    return outcome
+
+
+def cancel(backend: Backend, history: History, author: str) -> Outcome:
+    """Take back, now, what waits. The lock must be held. Raises NotFound if nothing does."""
+    found = load(history)
+    if found is None:
+        raise NotFound("nothing waits for confirm", "see: redirector status")
+    return take_back(backend, history, found, author)
+
+
+def settle(backend: Backend, history: History) -> Pending | None:
+    """Take an overdue change back; returns one that still waits. The lock must be held."""
+    found = load(history)
+    if found is None or found.seconds_left > 0:
+        return found
+    take_back(backend, history, found, "its deadline")
+    return None
+
+
+def require_none(backend: Backend, history: History) -> None:
+    """Raises TryAgain while a change waits for `confirm`, and says how long."""
+    found = settle(backend, history)
+    if found:
+        message = f"generation {found.generation} waits for confirm, for another {found.seconds_left:.0f} s"
+        raise TryAgain(message, "redirector confirm keeps it, redirector cancel takes it back")
+
+
+def keep(backend: Backend, history: History) -> int:
+    """Confirm what waits; returns its generation. The lock must be held. Raises NotFound if nothing does."""
+    overdue = load(history)
+    found = settle(backend, history)
+    if found is None:
+        if overdue:
+            message = (
+                f"nothing waits for confirm: the time of generation {overdue.generation} was over, it was taken back"
+            )
+            raise NotFound(message, "apply it again")
+        raise NotFound("nothing waits for confirm", "see: redirector status")
+    record = history.read(found.generation)
+    if not isinstance(record, Record):
+        raise NotFound(f"generation {found.generation} cannot be read, and so not confirmed", "see: redirector history")
+    confirmed = history.prepare(record._replace(confirmed=True))
+    try:
+        confirmed.keep()
+    except OSError as error:
+        confirmed.discard()
+        raise store.unwritable(history.folder, error) from None
+    disarm(history)
+    return found.generation

@@ -1,0 +1,91 @@
+"""The process that takes an unconfirmed change back when its time is over, whatever became of the one that made it.
+
+It has a session of its own and no terminal, so neither a hang-up nor the end of an ssh session reaches it; it looks at
+the note once a second, ends as soon as the change was confirmed, and takes it back within a second of its deadline.
+It tells "ready" through its standard output once it stands, and only then does `apply` commit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from redirector import pending
+from redirector.errors import RedirectorError
+from redirector.history import History
+
+TICK_SECONDS = 0.5
+RETRY_SECONDS = 60.0
+READY = b"ready\n"
+
+
+def start(history: History, token: str) -> None:
+    """Start a watchdog for the note with this token, in the network namespace of the caller, and wait until it stands.
+
+    Raises OSError if it does not.
+    """
+    import subprocess
+
+    import redirector
+
+    # -I: nothing in the caller's environment or folder reaches it; so the way to this package is told outright.
+    home = os.path.dirname(os.path.dirname(os.path.abspath(redirector.__file__)))
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from redirector.watchdog import main; main()"
+    with open(os.devnull, "rb") as nothing:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", code, home, history.folder, token],
+            stdin=nothing,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            start_new_session=True,
+        )
+    with process.stdout or open(os.devnull, "rb") as answer:
+        if answer.readline() != READY:
+            process.kill()
+            process.wait()
+            raise OSError(0, "the watchdog did not start")
+    process.returncode = 0  # it outlives us: nobody is to wait for it
+
+
+def main() -> None:
+    """The watchdog's own life: arguments are the package's home, the state folder, and the token."""
+    _, folder, token = sys.argv[1:4]
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    history = History(folder)
+    os.write(1, READY)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 1)
+    while True:
+        found = pending.load(history)
+        if found is None or found.token != token:
+            return
+        if not found.seconds_left:
+            break
+        time.sleep(min(TICK_SECONDS, found.seconds_left))
+    _take_back(history, token)
+
+
+def _take_back(history: History, token: str) -> None:
+    """Until it is done, or RETRY_SECONDS are over: others may hold the lock or change the tables."""
+    from redirector.backends.nftables.backend import NftablesBackend
+
+    deadline = time.monotonic() + RETRY_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with history.locked():
+                found = pending.load(history)
+                if found and found.token == token:
+                    backend = NftablesBackend()
+                    pending.take_back(backend, history, found, "its deadline")
+                return
+        except (RedirectorError, OSError):
+            time.sleep(TICK_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
