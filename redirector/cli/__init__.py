@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import json
 import os
 import sys
@@ -71,6 +72,7 @@ def group() -> None:
 
 def main() -> NoReturn:
     """Run, and end the process with the exit code that the kernel's state deserves."""
+    _prepare_streams()
     # A process of milliseconds leaves no garbage worth collecting, and 60,000 entries are expensive to walk.
     gc.disable()
     json_wanted = "--json" in sys.argv[1:]
@@ -86,7 +88,8 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         code = 130
     except OSError as error:
-        code = _report_error(Refused(f"{error.strerror or error}"), json_wanted)
+        where = f"{error.filename}: " if error.filename else ""
+        code = _report_error(Refused(printable(f"{where}{error.strerror or error}")), json_wanted)
     except Exception as error:  # no person should meet a traceback; REDIRECTOR_TRACEBACK asks for it
         if os.environ.get("REDIRECTOR_TRACEBACK"):
             raise
@@ -94,6 +97,16 @@ def main() -> NoReturn:
         hint = "this is a bug: please report it, with what REDIRECTOR_TRACEBACK=1 prints; see: redirector status"
         code = _report_error(OutcomeUnknown(printable(message), hint), json_wanted)
     _end(code if isinstance(code, int) else 0)
+
+
+def _prepare_streams() -> None:
+    """Standard streams that take whatever we print: none may be closed, none may choke on an arrow in a C locale."""
+    if sys.stdout is None or sys.stderr is None:
+        nothing = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the life of the process)
+        sys.stdout, sys.stderr = sys.stdout or nothing, sys.stderr or nothing
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _end(code: int) -> NoReturn:
