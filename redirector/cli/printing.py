@@ -38,9 +38,9 @@ def schema(_app: App) -> int:
 @command
 def demo(_app: App) -> int:
     """Show everything on real packets, in private network namespaces; nothing of this machine is touched."""
-    from redirector import demo
+    from redirector.demo import run
 
-    return demo.run()
+    return run()
 
 
 @command
