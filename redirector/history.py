@@ -71,7 +71,8 @@ class History:
         except PermissionError:
             raise store.forbidden(self.folder) from None
         stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
-        return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit() and len(stem) >= 6)
+        found = ((int(stem), stem) for stem in stems if stem.isascii() and stem.isdigit())
+        return sorted(number for number, stem in found if stem == f"{number:06d}")
 
     def current(self) -> Record | Unreadable | None:
         """The latest generation; None before the first."""
@@ -89,7 +90,7 @@ class History:
         except PermissionError:
             raise store.forbidden(self.folder) from None
         except InvalidModel as error:
-            return Unreadable(number, f"its mappings are invalid: {error}")
+            return Unreadable(number, f"its mappings are invalid: {printable(str(error))}")
         except (OSError, ValueError, RecursionError) as error:
             return Unreadable(number, f"its file is damaged ({printable(str(error))[:100]})")
 
@@ -120,11 +121,11 @@ class History:
             kept = next((number for number in reversed(old) if self._confirmed(number)), None)
             old = [number for number in old if number != kept]
         for number in old:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # what cannot be removed does no harm
                 os.unlink(self._path(number))
         for name in os.listdir(self._generations):
             if name.endswith(".tmp"):  # we hold the lock, so whoever wrote it is dead
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self._generations, name))
 
     def make_folders(self) -> None:
@@ -157,7 +158,10 @@ def _encode(record: Record) -> bytes:
     content: dict[str, Any] = {"format": FORMAT, "generation": record.generation}
     content |= {name: getattr(record, name) for name in _TEXTS}
     content |= {"confirmed": record.confirmed, "purged": record.purged, "ruleset": to_document(record.ruleset)}
-    return json.dumps(content | {"checksum": _checksum(content)}, ensure_ascii=False).encode() + b"\n"
+    return (
+        json.dumps(content | {"checksum": _checksum(content)}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        + b"\n"
+    )
 
 
 def _decode(content: Any, number: int) -> Record:

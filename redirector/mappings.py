@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from redirector import source
 from redirector.errors import BadConfiguration
-from redirector.fields import Report, document, kind, parse_mapping, parse_settings, quoted, suggestion
+from redirector.fields import document, parse_mapping, parse_settings
 from redirector.model import InvalidModel, Mapping, Problem, Ruleset, Settings, ruleset_problems
+from redirector.values import Report, kind, quoted, suggestion
 
 VERSION = 1
 ROOT_KEYS = ("version", "mapping", "settings")

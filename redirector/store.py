@@ -82,8 +82,9 @@ def locked(folder: str) -> Iterator[None]:
         raise unwritable(folder, error) from None
     try:
         _acquire(descriptor)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # no room, say: the name is for people, the lock holds without it
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)  # and with it the lock, as when the process dies
@@ -108,8 +109,8 @@ def _acquire(descriptor: int) -> None:
 
 
 def no_follow(path: str, flags: int) -> int:
-    """An opener (see `open`) that refuses symbolic links."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """An opener (see `open`) that refuses symbolic links, and does not wait for the other end of a FIFO."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 def sync_folder(path: str) -> None:

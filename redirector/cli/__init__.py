@@ -118,20 +118,20 @@ def _end(code: int) -> NoReturn:
 
 
 def _report_error(error: RedirectorError, as_json: bool) -> int:
-    from redirector import output
+    from redirector import output, terminal
 
-    paint = output.paint_for(sys.stderr)
+    paint = terminal.paint_for(sys.stderr)
     diagnostics = getattr(error, "diagnostics", [])
     for found in diagnostics:
-        output.say(output.diagnostic_text(found, paint), sys.stderr)
+        terminal.say(output.diagnostic_text(found, paint), sys.stderr)
     if diagnostics:
-        output.say(paint(output.plural(len(diagnostics), "problem"), "bold"), sys.stderr)
+        terminal.say(paint(output.plural(len(diagnostics), "problem"), "bold"), sys.stderr)
     else:
-        output.say(f"{paint('redirector:', 'red')} {error.message}", sys.stderr)
+        terminal.say(f"{paint('redirector:', 'red')} {error.message}", sys.stderr)
         if error.hint:
-            output.say(f"  {paint('hint:', 'blue')} {error.hint}", sys.stderr)
+            terminal.say(f"  {paint('hint:', 'blue')} {error.hint}", sys.stderr)
     if as_json:
         problems = [output.diagnostic_json(found) for found in diagnostics]
         found = {"code": error.exit_code, "message": error.message, "hint": error.hint}
-        output.say(json.dumps({"ok": False, "error": found, "problems": problems}, indent=2, ensure_ascii=False))
+        terminal.say(json.dumps({"ok": False, "error": found, "problems": problems}, indent=2, ensure_ascii=False))
     return error.exit_code

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from redirector.guards import Finding
     from redirector.history import History
     from redirector.model import Ruleset
-    from redirector.output import Paint
     from redirector.pending import Pending
     from redirector.plan import Plan
     from redirector.reconcile import Judge, Origin
+    from redirector.terminal import Paint
 
 DEFAULT_FILE = "/etc/redirector/mappings.toml"
 DEFAULT_STATE = "/var/lib/redirector"
@@ -38,7 +38,7 @@ class App:
 
     @property
     def paint(self) -> Paint:
-        from redirector.output import paint_for
+        from redirector.terminal import paint_for
 
         return paint_for(sys.stdout)
 
@@ -115,13 +115,14 @@ class App:
 
     def report(self, text: Callable[[], str], data: Callable[[], Any]) -> None:
         """Print one result, as text or as JSON; only the one that is wanted is made."""
-        from redirector.output import say
+        from redirector.terminal import say
 
         say(json.dumps(data(), indent=2, ensure_ascii=False) if self.json else text())
 
     def warn(self, findings: list[Finding]) -> None:
         """Print findings to standard error (in JSON they are part of the result)."""
-        from redirector.output import finding_text, paint_for, say
+        from redirector.output import finding_text
+        from redirector.terminal import paint_for, say
 
         if not self.json:
             for found in findings:

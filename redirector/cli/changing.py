@@ -51,12 +51,12 @@ def apply(
     **insist: bool,
 ) -> int:
     """Make the kernel hold FILE (or a saved PLAN), verify it, and record a generation."""
-    from redirector import mappings, output, pending, reconcile, source
+    from redirector import mappings, output, pending, reconcile, source, terminal
 
     if probe and not confirm:
         raise Usage("--probe goes with --confirm", "say --confirm too, or run the command afterwards yourself")
 
-    with output.Progress(sys.stderr) as progress:
+    with terminal.Progress(sys.stderr) as progress:
         progress(f"reading {printable(file)}")
         files = source.read(file, insist=allow_unsafe_file)
         app.enter_namespace()
@@ -147,7 +147,7 @@ def remove(app: App, purge: bool, replace_foreign: bool) -> int:
         )
         outcome = reconcile.change(app.backend(settings.backend), history, wish)
     if purge and not app.json:
-        from redirector.output import say
+        from redirector.terminal import say
 
         say("the table is gone; connections that it had redirected are reset at their next packet", sys.stderr)
     _report_outcome(app, outcome)

@@ -16,10 +16,10 @@ from redirector.errors import RedirectorError, printable
 @file_argument
 def check(app: App, file: str) -> int:
     """Parse and validate FILE: every problem in one run."""
-    from redirector import mappings, output
+    from redirector import mappings, output, terminal
     from redirector.guards import static_findings
 
-    with output.Progress(sys.stderr) as progress:
+    with terminal.Progress(sys.stderr) as progress:
         progress(f"reading {printable(file)}")
         ruleset = mappings.load(file)
     findings = list(static_findings(ruleset))
@@ -38,9 +38,9 @@ def check(app: App, file: str) -> int:
 @click.option("--replace-foreign", is_flag=True, help="Plan to replace a table of our name that is not ours.")
 def plan(app: App, file: str, out: str | None, replace_foreign: bool) -> int:
     """Show what apply would change, against the live kernel. Exits 0 in sync, 2 with changes."""
-    from redirector import mappings, output, reconcile
+    from redirector import mappings, output, reconcile, terminal
 
-    with output.Progress(sys.stderr) as progress:
+    with terminal.Progress(sys.stderr) as progress:
         progress(f"reading {printable(file)}")
         ruleset = mappings.load(file)
         app.enter_namespace()
@@ -64,10 +64,10 @@ def plan(app: App, file: str, out: str | None, replace_foreign: bool) -> int:
 @click.argument("file", required=False)
 def status(app: App, file: str | None) -> int:
     """Compare the kernel with the last applied generation. Exits 0 in sync, 2 drift, 3 nothing, 4 unknown."""
-    from redirector import output
+    from redirector import output, terminal
     from redirector import status as against
 
-    with output.Progress(sys.stderr) as progress:
+    with terminal.Progress(sys.stderr) as progress:
         progress("reading the kernel's tables")
         app.enter_namespace()
         backend, history = app.backend(), app.history()

@@ -15,23 +15,23 @@ from redirector.errors import Usage, printable
 @click.option("--as", "kind", default="nft", show_default=True, help="nft or json.")
 def render(_app: App, file: str, kind: str) -> int:
     """Print the rules for FILE as text that other tools load."""
-    from redirector import mappings, output, renderers
+    from redirector import mappings, renderers, terminal
     from redirector.compile import compile_ruleset
 
     if kind not in renderers.KINDS:
         raise Usage(f"there is no rendering as {printable(kind)}", "the kinds are: " + ", ".join(renderers.KINDS))
     ruleset = mappings.load(file)
-    output.say(renderers.render(kind, ruleset, compile_ruleset(ruleset)).rstrip("\n"))
+    terminal.say(renderers.render(kind, ruleset, compile_ruleset(ruleset)).rstrip("\n"))
     return 0
 
 
 @command
 def schema(_app: App) -> int:
     """Print the JSON Schema of the mapping file, for editors."""
-    from redirector import output
+    from redirector import terminal
     from redirector.schema import mapping_file_schema
 
-    output.say(json.dumps(mapping_file_schema(), indent=2, ensure_ascii=False))
+    terminal.say(json.dumps(mapping_file_schema(), indent=2, ensure_ascii=False))
     return 0
 
 

@@ -38,7 +38,7 @@ def run(web: str = "") -> int:
     or SystemExit.
     """
     from redirector.demo.story import Broken, Interrupted, Teller, play
-    from redirector.output import paint_for, say
+    from redirector.terminal import paint_for, say
 
     with _noted() as signals:
         teller = Teller(paint_for(sys.stdout), signals)

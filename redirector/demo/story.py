@@ -13,7 +13,7 @@ from redirector import source
 from redirector.demo.server import CLOSED_PORT, UDP_PORT, WEB_PORTS, greeting
 from redirector.demo.stage import CLIENT, HOST, Finished, Stage, url_host
 from redirector.errors import BadConfiguration, printable
-from redirector.output import Paint, say
+from redirector.terminal import Paint, say
 
 FOLDER = "mappings"  # what the commands get as FILE, inside the stage's own folder
 DNS = f"""\

@@ -6,7 +6,7 @@ address, the host's own included. What the host sends to itself goes through a r
 
 Where a packet ends up is heard by raw sockets: they get everything that passed the input hook and is delivered, as it
 is after NAT, whether or not a server listens. That a packet is *not* delivered must be no matter of time either: each
-probe is followed on the same way by a fence, a datagram that nothing translates or refuses. The kernel works its queue
+probe is followed on the same way by a fence, a packet that nothing translates or refuses. The kernel works its queue
 in order (one per CPU, and the sending thread is tied to one), so once the fence has come, the probe has been heard or
 never will be.
 """
@@ -27,7 +27,7 @@ from tests.kernel.echo import IN6_PKTINFO, PATIENCE, family_of
 from tests.kernel.lab import LOOPBACK, SYSCTLS
 from tests.kernel.sctp import init_packet
 
-FENCE_PORT = 20000  # no ruleset of tests.strategies names it
+FENCE = 253  # an IP protocol for experiments (RFC 3692): no mapping knows it, and no other ear hears it
 ETHERTYPES = {socket.AF_INET: 0x0800, socket.AF_INET6: 0x86DD}  # linux/if_ether.h
 SYN = 0x02  # RFC 9293, section 3.1
 
@@ -70,8 +70,7 @@ class Field:
             cable.bind((name, 0))
             self._cables[name] = cable, hardware + cable.getsockname()[4]
         self._ears = {(p, f): self._ear(number, f) for p, number in PROTOCOLS.items() for f in ETHERTYPES}
-        self._fence = self.host.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._fence.bind(("0.0.0.0", FENCE_PORT))
+        self._fence = self.host.socket(socket.AF_INET, socket.SOCK_RAW, FENCE)
         self._fence.settimeout(PATIENCE)
         cpu = min(os.sched_getaffinity(0))
         for namespace in (self.host, self.world):
@@ -79,27 +78,26 @@ class Field:
 
     def send(self, packet: Packet) -> Heard | None:
         """Where the packet was delivered; None if it was not."""
-        source_port, fence_port = next(self._source_ports), next(self._source_ports)
-        self._put(packet, source_port)
-        v4, _ = self.main.get(packet.interface, LOOPBACK)
-        self._put(Packet(packet.interface, v4, v4, "udp", FENCE_PORT), fence_port)
-        _, (_, heard_from) = self._fence.recvfrom(100)
-        assert heard_from == fence_port
+        source_port = next(self._source_ports)
+        ends = packet.interface, packet.source, packet.address
+        self._put(*ends, PROTOCOLS[packet.protocol], _segment(packet, source_port))
+        here = self.main.get(packet.interface, LOOPBACK)[0]
+        self._put(packet.interface, here, here, FENCE, struct.pack("!I", source_port))
+        assert self._fence.recv(100)[-4:] == struct.pack("!I", source_port)
         return self._heard(self._ears[packet.protocol, family_of(packet.address)], source_port)
 
-    def _put(self, packet: Packet, source_port: int) -> None:
-        family = family_of(packet.address)
-        segment = _segment(packet, source_port)
-        if packet.interface:
-            cable, ends = self._cables[packet.interface]
-            frame = ends + struct.pack("!H", ETHERTYPES[family]) + _network_header(packet, len(segment)) + segment
-            self.world.call(cable.send, frame)
+    def _put(self, interface: str, source: str, address: str, protocol: int, segment: bytes) -> None:
+        family = family_of(address)
+        if interface:
+            cable, hardware = self._cables[interface]
+            header = _network_header(source, address, protocol, len(segment))
+            self.world.call(cable.send, hardware + struct.pack("!H", ETHERTYPES[family]) + header + segment)
             return
 
         def own() -> None:
-            with socket.socket(family, socket.SOCK_RAW, PROTOCOLS[packet.protocol]) as raw:
-                raw.bind((packet.source, 0))
-                raw.sendto(segment, (packet.address, 0))
+            with socket.socket(family, socket.SOCK_RAW, protocol) as raw:
+                raw.bind((source, 0))
+                raw.sendto(segment, (address, 0))
 
         self.host.call(own)
 
@@ -111,8 +109,8 @@ class Field:
         return ear
 
     def _heard(self, ear: socket.socket, source_port: int) -> Heard | None:
-        """The packet from `source_port`, if it has come. Whatever else has is of no interest: fences, and what the
-        kernel answers by itself, such as resets, which come from other ports."""
+        """The packet from `source_port`, if it has come. Whatever else has is what the kernel answers by itself,
+        such as resets: those come from other ports."""
         while True:
             try:
                 heard_from, heard = self._receive(ear)
@@ -177,9 +175,9 @@ def _segment(packet: Packet, source_port: int) -> bytes:
     return before + struct.pack("!H", _checksum(pseudo + before + bytes(2) + after)) + after
 
 
-def _network_header(packet: Packet, length: int) -> bytes:
-    ends = _packed(packet.source) + _packed(packet.address)
-    protocol = PROTOCOLS[packet.protocol]
+def _network_header(source: str, address: str, protocol: int, length: int) -> bytes:
+    """RFC 791 or RFC 8200, for `length` bytes of payload."""
+    ends = _packed(source) + _packed(address)
     if len(ends) == 32:
         return struct.pack("!IHBB", 6 << 28, length, protocol, 64) + ends
     head = struct.pack("!BBHHHBB", 0x45, 0, 20 + length, 0, 0, 64, protocol)
