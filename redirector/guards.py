@@ -81,10 +81,11 @@ def _ssh(mapping: Mapping, uses: tuple[SshUse, ...]) -> Iterator[Finding]:
             continue
         if use.address and ("ipv6" if ":" in use.address else "ipv4") not in mapping.families:
             continue
-        if any(p.first <= use.port <= p.last for p in mapping.listen) and mapping.target(use.port) != use.port:
+        listened = any(p.first <= use.port <= p.last for p in mapping.listen)
+        if listened and mapping.target(use.port) != use.port:
             message = f"it would take port {use.port} away from ssh: {use.why}"
             yield Finding(ALLOW_SSH, mapping.name, message)
-        elif mapping.exclusive and mapping.to.first <= use.port <= mapping.to.last:
+        elif mapping.exclusive and not listened and mapping.to.first <= use.port <= mapping.to.last:
             message = f"exclusive would refuse direct connections to port {use.port}, which ssh needs: {use.why}"
             yield Finding(ALLOW_SSH, mapping.name, message)
 

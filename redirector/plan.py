@@ -183,8 +183,10 @@ def _unlike(entries: Entries, others: Entries) -> Entries:
 
 
 def _unfit(old: Map, wanted: Map) -> bool:
-    """Whether a map must be made anew: of another kind, or too small."""
-    return old.kind != wanted.kind or (0 < old.capacity < len(wanted.entries))
+    """Whether a map must be made anew: of another kind, too small, or with keys that cannot even be named."""
+    if old.kind != wanted.kind or 0 < old.capacity < len(wanted.entries):
+        return True
+    return old.entries != wanted.entries and any(value[0] is None for value in old.entries.values())
 
 
 def _uses(rules: Iterable[Rule], maps: set[str], chains: set[str]) -> bool:

@@ -12,6 +12,7 @@ What holds throughout:
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -86,18 +87,22 @@ def change(backend: Backend, history: History, wish: Wish) -> Outcome:
     """Make it so, and record it. The lock of `history` must be held."""
     current = history.current()
     deadline = time.monotonic() + SECONDS
+    overwritten = False
     for _ in range(ATTEMPTS):
         snapshot = backend.observe()
-        if wish.expected and program_digest(snapshot.program) != wish.expected:
+        if wish.expected and not overwritten and program_digest(snapshot.program) != wish.expected:
             raise TryAgain("the kernel's redirects have changed since this plan was made", "plan again")
         plan = plan_for(wish.ruleset, snapshot, purge=wish.purge, replace_foreign=wish.replace_foreign)
         if plan or not wish.ruleset.enabled:
             wish.judge(wish.ruleset, plan, snapshot)
         try:
             return _carry_out(backend, history, wish, plan, snapshot, current)
-        except Overtaken:
+        except Overtaken as error:
+            overwritten = overwritten or isinstance(error, _Overwritten)
             if time.monotonic() > deadline:
                 break
+    if overwritten:
+        raise OutcomeUnknown("the change was made, and others keep changing it right afterwards", "see: redirector status")
     raise TryAgain("others keep changing the kernel's tables in between; nothing was changed", "try again in a moment")
 
 
@@ -155,15 +160,15 @@ def _carry_out(
 
 def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> None:
     """One transaction, and the proof that it happened. Raises Overtaken, Refused, OutcomeUnknown."""
+    doubt = ""
     try:
         backend.commit(plan.steps, snapshot.genid, _carried(plan, snapshot))
-        if not verify and backend.genid() == _after(snapshot.genid):
-            return
-        doubt = ""
-    except OutcomeDoubtful as error:
-        doubt = str(error) or "no answer"
-    except OSError as error:  # asking for the genid failed, after the commit
-        doubt = error.strerror or str(error)
+    except (OutcomeDoubtful, OSError) as error:
+        doubt = getattr(error, "strerror", None) or str(error) or "no answer"
+    else:
+        with contextlib.suppress(RedirectorError, OSError):  # where the genid cannot be asked, everything is read back
+            if not verify and backend.genid() == _after(snapshot.genid):
+                return
     try:
         found = backend.observe()
     except (RedirectorError, OSError) as error:
@@ -173,7 +178,11 @@ def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> N
         return
     if doubt and found.program == snapshot.program:
         raise Refused(f"the kernel did not take the transaction ({printable(doubt)}); nothing was changed", "try again")
-    raise Overtaken  # ours, and then somebody else's: plan again from what is there now
+    raise _Overwritten
+
+
+class _Overwritten(Overtaken):
+    """Ours was committed, and then somebody else's: plan again from what is there now."""
 
 
 def _after(genid: int) -> int:
@@ -196,6 +205,8 @@ def _carried(plan: Plan, snapshot: Snapshot) -> dict[str, dict[object, tuple[int
 
 def _undo(backend: Backend, before: Snapshot, reason: str) -> None:
     """Put the kernel back as `before` was. Always raises: RolledBack, or OutcomeUnknown where that failed too."""
+    if before.foreign:
+        raise OutcomeUnknown(f"{reason}, and the table that was replaced cannot be brought back", "apply again")
     for _ in range(ATTEMPTS):
         try:
             now = backend.observe()

@@ -11,7 +11,7 @@ allows, so it takes TOML 1.1's line ends inside inline tables too.
 - A scalar in an array is a plain integer (its offset) instead of a node: a long list of ports stays small.
 - Only where things start is kept. Their lengths are read again from the text for the few that somebody asks for.
 
-Text that tomllib refuses stops the scan at some point; what was found until then remains. Lines end with a line feed
+Text that tomllib refuses may stop the scan at some point; what was found until then remains. Lines end with a line feed
 only: tomllib refuses every carriage return that no line feed follows, and the other separators that
 `str.splitlines` knows are ordinary characters to TOML.
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from redirector import store
-from redirector.errors import NotPermitted, RedirectorError, Refused, TryAgain
+from redirector.errors import NotPermitted, Refused, TryAgain
 
 CHECKOUT = str(Path(store.__file__).parent.parent)
 STRANGER = 4711
@@ -208,12 +208,6 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused), store.locked(str(folder)):
         raise AssertionError
     assert victim.read_text() == "untouched"
-
-
-def test_a_lock_that_is_a_fifo_does_not_hang(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "lock")
-    with pytest.raises(RedirectorError), store.locked(str(tmp_path)):
-        raise AssertionError
 
 
 def test_no_room_is_refused_before_anything_counts(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from redirector.backends.base import Counters, Overtaken, Snapshot
-from redirector.plan import Step, perform
+from redirector.plan import DeleteTable, Step, perform
 from redirector.program import Program
 
 
@@ -51,6 +51,8 @@ class MemoryBackend:
             raise failure[0]
         steps = tuple(steps)
         self.program = perform(self.program, steps)
+        if DeleteTable() in steps:
+            self.foreign = ""
         self.generation += 1
         self.commits.append(steps)
         if failure:

@@ -17,7 +17,7 @@ from redirector.model import Ruleset
 from redirector.reconcile import Origin, Outcome, Wish
 from redirector.source import SourceFile
 from redirector.status import Status
-from tests.kernel.lab import Lab
+from tests.kernel.lab import Lab, Machine
 
 ORIGIN = Origin("apply", "a test", "tests")
 
@@ -32,6 +32,11 @@ def mapping(name: str, listen: object, to: object, **keys: object) -> str:
     values = {"name": name, "listen": listen, "to": to, **keys}
     # JSON's strings, numbers, booleans and arrays are TOML's, too.
     return "\n".join(["[[mapping]]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""])
+
+
+def handles(machine: Machine, what: str = "table inet redirector") -> str:
+    """What `nft -a list` prints: also the handles, by which an object that was made anew can be told."""
+    return machine.run("nft", "-a", "list", *what.split())
 
 
 class Product:

@@ -1,22 +1,25 @@
-"""Clients that never stop connecting, and what became of each attempt: the watch over a change that must have no gap."""
+"""Clients that never stop connecting, and what became of each attempt: the watch over a change without a gap."""
 
 import threading
 from collections import Counter
 from types import TracebackType
 from typing import Self
 
-from tests.kernel.echo import SILENCE, Answer, Conversation, Refused, Reset, Silent
+from tests.kernel.echo import Answer, Conversation, Refused, Reset, Silent
 from tests.kernel.lab import Machine
 
 
 class Watch:
     """While it is entered, one thread for each of `addresses` asks TCP and UDP by turns, each time as a new client.
 
-    `lasting` are connections that existed before: each is asked again in every turn. Leaving it stops the threads and
-    raises what they raised.
+    `lasting` are connections that existed before: each is asked again in every turn. No answer within `patience` is a
+    failure. Leaving it stops the threads and raises what they raised.
     """
 
-    def __init__(self, machine: Machine, addresses: list[str], port: int, lasting: list[Conversation]) -> None:
+    def __init__(
+        self, machine: Machine, addresses: list[str], port: int, lasting: list[Conversation], patience: float
+    ) -> None:
+        self._patience = patience
         self._machine = machine
         self._port = port
         self._end = threading.Event()
@@ -43,14 +46,20 @@ class Watch:
         try:
             while not self._end.is_set():
                 found = [
-                    self._machine.ask_tcp(address, self._port, patience=SILENCE),
-                    self._machine.ask_udp(address, self._port, patience=SILENCE),
-                    *(conversation.ask(patience=SILENCE) for conversation in lasting),
+                    self._connect(address),
+                    self._machine.ask_udp(address, self._port, patience=self._patience),
+                    *(conversation.ask(self._patience) for conversation in lasting),
                 ]
                 with self._lock:
                     self.answers.update(found)
         except BaseException as error:  # noqa: BLE001 - raised again by __exit__
             self._errors.append(error)
+
+    def _connect(self, address: str) -> Answer:
+        try:
+            return self._machine.ask_tcp(address, self._port, patience=self._patience)
+        except ConnectionError:  # reset between the handshake and the return of connect
+            return Reset()
 
     def __enter__(self) -> Self:
         for thread in self._threads:

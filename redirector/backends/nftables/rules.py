@@ -142,7 +142,7 @@ def expressions(rule: Rule) -> list[Expression]:
             found = _family(family)
             if interface:
                 # A wildcard compares only the bytes before the "*"; a name all of them.
-                stem = interface[:-1].encode() if interface.endswith("*") else text(interface).ljust(16, b"\0")
+                stem = text(interface[:-1])[:-1] if interface.endswith("*") else text(interface).ljust(16, b"\0")
                 found += [_meta(META_IIFNAME), _cmp(EQ, stem)]
             return [*found, _jump(chain)]
         case Translate(rewrite, family, name):
@@ -267,7 +267,8 @@ def _guess(found: list[Expression]) -> Rule | None:
     if names[:1] == ["ct"]:
         return Keep()
     if "ct" in named and chain:
-        return Guard(family, names.count("payload") == 2, looked_up, chain)
+        at = names.count("payload") == 2
+        return Guard(family, at, looked_up, chain) if family or not at else None
     if looked_up and "payload" in named:
         offset = wire.number(named["payload"].get(3))
         field = "source" if family in SOURCE_AT and offset == SOURCE_AT[family][0] else "address"

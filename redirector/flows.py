@@ -1,0 +1,69 @@
+"""UDP flows that go on to where a mapping no longer leads. Pure.
+
+NAT sees a connection's first packet only; a UDP "connection" is over when nobody has used it for a while, so a busy
+client keeps its old target after a mapping has come, changed or gone, for as long as the kernel's conntrack entry lives.
+After a commit, the entries that contradict the new rules are deleted, so that the next packet is a first one again;
+only those, only for ports of which the entries have changed, and nobody else's: flows in transit, and flows that
+another program's NAT leads to another address, are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from typing import NamedTuple
+
+from redirector.decide import Packet, decide
+from redirector.model import Ruleset
+from redirector.plan import AddEntries, DeleteEntries, Step
+from redirector.program import PORTS
+
+UDP = 17
+
+
+class Flow(NamedTuple):
+    """A conntrack entry: the client's address; the address and port that it uses; who answers it; and `ident`, the
+    attributes by which the kernel knows the entry."""
+
+    source: str
+    address: str
+    port: int
+    target_address: str
+    target_port: int
+    ident: bytes = b""
+
+
+def changed_ports(steps: Iterable[Step]) -> set[int]:
+    """The UDP ports of which map entries come or go."""
+    keys: set[int] = set()
+    for step in steps:
+        if isinstance(step, AddEntries | DeleteEntries) and step.kind == PORTS:
+            found = step.entries if isinstance(step, AddEntries) else step.keys
+            keys.update(key & 0xFFFF for key in found if isinstance(key, int) and key >> 16 == UDP)
+    return keys
+
+
+def contradicted(ruleset: Ruleset, flows: Iterable[Flow], ports: Set[int], local: Set[str]) -> list[Flow]:
+    """The flows on `ports` that would go elsewhere today; `local` are the host's own addresses."""
+    return [flow for flow in flows if flow.port in ports and _astray(ruleset, flow, local)]
+
+
+def _astray(ruleset: Ruleset, flow: Flow, local: Set[str]) -> bool:
+    if not _own(flow.address, local):
+        return False  # in transit, or to somebody else: never ours
+    if flow.target_address != flow.address and not _own(flow.target_address, local):
+        return False  # another program's NAT
+    return flow.target_port not in _wanted_ports(ruleset, flow, local)
+
+
+def _wanted_ports(ruleset: Ruleset, flow: Flow, local: Set[str]) -> set[int]:
+    """Where the flow's next first packet could go: conntrack does not tell the interface, so all that matter count."""
+    interfaces = {""}
+    if not _own(flow.source, local):
+        # One that nothing names, and one for each that something names (a wildcard's own text is matched by it).
+        interfaces = {"?"} | {name for mapping in ruleset.enabled for name in mapping.interface if name != "lo"}
+    packets = (Packet(name, flow.source, flow.address, "udp", flow.port) for name in interfaces)
+    return {decide(ruleset, packet).port for packet in packets}
+
+
+def _own(address: str, local: Set[str]) -> bool:
+    return address in local or address.startswith("127.")

@@ -1,0 +1,81 @@
+"""The kernel's table of UDP flows: read it, and forget single entries.
+
+Sources: linux/netfilter/nfnetlink_conntrack.h, nfnetlink.h. A dump gives every entry of the namespace; there is no
+need to be quick about it, it is read only after a commit that changed UDP mappings.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+
+from redirector.flows import UDP, Flow
+from redirector.host.dumps import steadily
+from redirector.netlink import (
+    NETLINK_NETFILTER,
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    NetlinkSocket,
+    attr,
+    error_number,
+    message,
+    nest,
+    table,
+)
+
+SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
+GET, DELETE = SUBSYSTEM | 1, SUBSYSTEM | 2  # IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE
+TUPLE_ORIGINAL, TUPLE_REPLY, IDENTIFIER, ZONE = 1, 2, 12, 18  # CTA_*
+TUPLE_IP, TUPLE_PROTOCOL = 1, 2  # CTA_TUPLE_*
+PROTOCOL_NUMBER, SOURCE_PORT, DESTINATION_PORT = 1, 2, 3  # CTA_PROTO_*
+# (CTA_IP_V4_SRC, CTA_IP_V4_DST), (CTA_IP_V6_SRC, CTA_IP_V6_DST)
+ADDRESSES = {socket.AF_INET: (1, 2), socket.AF_INET6: (3, 4)}
+
+
+def flow(payload: bytes) -> Flow | None:
+    """The flow of one dump row (struct nfgenmsg, attributes); None for another protocol or family."""
+    family = payload[0] if payload else 0
+    if family not in ADDRESSES:
+        return None
+    parts = table(payload, 4)
+    original, reply = (table(parts.get(kind, b"")) for kind in (TUPLE_ORIGINAL, TUPLE_REPLY))
+    protocol = table(original.get(TUPLE_PROTOCOL, b""))
+    if protocol.get(PROTOCOL_NUMBER) != bytes((UDP,)):
+        return None
+    source, destination = (table(original.get(TUPLE_IP, b"")).get(kind, b"") for kind in ADDRESSES[family])
+    answering = table(reply.get(TUPLE_IP, b"")).get(ADDRESSES[family][0], b"")
+    ports = protocol.get(DESTINATION_PORT, b""), table(reply.get(TUPLE_PROTOCOL, b"")).get(SOURCE_PORT, b"")
+    size = 16 if family == socket.AF_INET6 else 4
+    if any(len(raw) != size for raw in (source, destination, answering)) or any(len(raw) != 2 for raw in ports):
+        return None
+    ident = nest(TUPLE_ORIGINAL, parts[TUPLE_ORIGINAL])
+    ident += b"".join(attr(kind, parts[kind]) for kind in (IDENTIFIER, ZONE) if kind in parts)
+    addresses = [socket.inet_ntop(family, raw) for raw in (source, destination, answering)]
+    used, target = (int.from_bytes(raw, "big") for raw in ports)
+    return Flow(addresses[0], addresses[1], used, addresses[2], target, bytes((family,)) + ident)
+
+
+def forget(choose: Callable[[Iterator[Flow]], Iterable[Flow]]) -> int:
+    """Delete the UDP flows that `choose` picks; returns how many. Raises OSError (EBUSY for a table never at rest)."""
+    netlink = NetlinkSocket(NETLINK_NETFILTER)
+    try:
+        rows = steadily(lambda: netlink.dump(GET, bytes(4)))
+        return sum(_delete(netlink, found) for found in choose(found for found in (flow(r.payload) for r in rows) if found))
+    finally:
+        netlink.close()
+
+
+def _delete(netlink: NetlinkSocket, found: Flow) -> bool:
+    seq = netlink.next_seq()
+    payload = found.ident[:1] + bytes(3) + found.ident[1:]
+    netlink.send(message(DELETE, NLM_F_REQUEST | NLM_F_ACK, seq, payload))
+    while True:
+        for reply in netlink.receive():
+            if reply.seq == seq and reply.kind == NLMSG_ERROR:
+                number = error_number(reply)
+                if number not in (0, errno.ENOENT):  # it may have ended by itself
+                    raise OSError(number, os.strerror(number))
+                return not number
