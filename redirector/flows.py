@@ -1,7 +1,7 @@
 """UDP flows that go on to where a mapping no longer leads. Pure.
 
-NAT sees a connection's first packet only; a UDP "connection" is over when nobody has used it for a while, so a busy
-client keeps its old target after a mapping has come, changed or gone, for as long as the kernel's conntrack entry lives.
+NAT sees a connection's first packet only. A UDP "connection" is over when nobody has used it for a while, so a busy
+client keeps its old target after a mapping has come, changed or gone, as long as the kernel's conntrack entry lives.
 After a commit, the entries that contradict the new rules are deleted, so that the next packet is a first one again;
 only those, only for ports of which the entries have changed, and nobody else's: flows in transit, and flows that
 another program's NAT leads to another address, are left alone.
@@ -9,12 +9,13 @@ another program's NAT leads to another address, are left alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from redirector.decide import Packet, decide
 from redirector.model import Ruleset
-from redirector.plan import AddEntries, DeleteEntries, Step
+from redirector.plan import AddEntries, DeleteEntries, DeleteMap, DeleteTable, Plan
 from redirector.program import PORTS
 
 UDP = 17
@@ -32,22 +33,28 @@ class Flow(NamedTuple):
     ident: bytes = b""
 
 
-def changed_ports(steps: Iterable[Step]) -> set[int]:
+def changed_ports(plan: Plan) -> set[int]:
     """The UDP ports of which map entries come or go."""
     keys: set[int] = set()
-    for step in steps:
+    for step in plan.steps:
         if isinstance(step, AddEntries | DeleteEntries) and step.kind == PORTS:
             found = step.entries if isinstance(step, AddEntries) else step.keys
-            keys.update(key & 0xFFFF for key in found if isinstance(key, int) and key >> 16 == UDP)
-    return keys
+            keys.update(key for key in found if isinstance(key, int))
+        elif isinstance(step, DeleteTable | DeleteMap) and plan.observed:
+            maps = plan.observed.maps
+            gone = [maps[step.name]] if isinstance(step, DeleteMap) else maps.values()
+            keys.update(key for found in gone if found.kind == PORTS for key in found.entries if isinstance(key, int))
+    return {key & 0xFFFF for key in keys if key >> 16 == UDP}
 
 
-def contradicted(ruleset: Ruleset, flows: Iterable[Flow], ports: Set[int], local: Set[str]) -> list[Flow]:
+def contradicted(
+    ruleset: Ruleset, flows: Iterable[Flow], ports: AbstractSet[int], local: AbstractSet[str]
+) -> list[Flow]:
     """The flows on `ports` that would go elsewhere today; `local` are the host's own addresses."""
     return [flow for flow in flows if flow.port in ports and _astray(ruleset, flow, local)]
 
 
-def _astray(ruleset: Ruleset, flow: Flow, local: Set[str]) -> bool:
+def _astray(ruleset: Ruleset, flow: Flow, local: AbstractSet[str]) -> bool:
     if not _own(flow.address, local):
         return False  # in transit, or to somebody else: never ours
     if flow.target_address != flow.address and not _own(flow.target_address, local):
@@ -55,7 +62,7 @@ def _astray(ruleset: Ruleset, flow: Flow, local: Set[str]) -> bool:
     return flow.target_port not in _wanted_ports(ruleset, flow, local)
 
 
-def _wanted_ports(ruleset: Ruleset, flow: Flow, local: Set[str]) -> set[int]:
+def _wanted_ports(ruleset: Ruleset, flow: Flow, local: AbstractSet[str]) -> set[int]:
     """Where the flow's next first packet could go: conntrack does not tell the interface, so all that matter count."""
     interfaces = {""}
     if not _own(flow.source, local):
@@ -65,5 +72,5 @@ def _wanted_ports(ruleset: Ruleset, flow: Flow, local: Set[str]) -> set[int]:
     return {decide(ruleset, packet).port for packet in packets}
 
 
-def _own(address: str, local: Set[str]) -> bool:
+def _own(address: str, local: AbstractSet[str]) -> bool:
     return address in local or address.startswith("127.")

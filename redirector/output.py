@@ -203,7 +203,8 @@ def plan_json(plan: Plan, findings: Iterable[Finding] = ()) -> dict[str, Any]:
 
 def outcome_json(outcome: Outcome, findings: Iterable[Finding] = ()) -> dict[str, Any]:
     found = plan_json(outcome.plan, findings)
-    return {"changed": bool(outcome.plan), "generation": outcome.generation, "recorded": outcome.recorded} | found
+    head = {"changed": bool(outcome.plan), "generation": outcome.generation, "recorded": outcome.recorded}
+    return head | {"flows_restarted": outcome.flows} | found
 
 
 # -- status ------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from redirector.backends.base import Backend, OutcomeDoubtful, Overtaken, Snapshot
 from redirector.compile import compile_ruleset
 from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain, printable
+from redirector.flows import changed_ports
 from redirector.history import History, Record, Unreadable
 from redirector.model import Ruleset
 from redirector.plan import AddMap, Plan, make_plan, program_digest
@@ -43,11 +44,13 @@ class Origin(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a change came to. `generation` is the current one afterwards; `recorded` whether it is a new one."""
+    """What a change came to. `generation` is the current one afterwards; `recorded` whether it is a new one; `flows`
+    how many UDP flows begin anew, None where that could not be seen to."""
 
     plan: Plan
     generation: int | None
     recorded: bool
+    flows: int | None = 0
 
 
 class Wish(NamedTuple):
@@ -96,13 +99,16 @@ def change(backend: Backend, history: History, wish: Wish) -> Outcome:
         if plan or not wish.ruleset.enabled:
             wish.judge(wish.ruleset, plan, snapshot)
         try:
-            return _carry_out(backend, history, wish, plan, snapshot, current)
+            outcome = _carry_out(backend, history, wish, plan, snapshot, current)
+            return outcome._replace(flows=_restart_flows(backend, wish.ruleset, plan))
         except Overtaken as error:
             overwritten = overwritten or isinstance(error, _Overwritten)
             if time.monotonic() > deadline:
                 break
     if overwritten:
-        raise OutcomeUnknown("the change was made, and others keep changing it right afterwards", "see: redirector status")
+        raise OutcomeUnknown(
+            "the change was made, and others keep changing it right afterwards", "see: redirector status"
+        )
     raise TryAgain("others keep changing the kernel's tables in between; nothing was changed", "try again in a moment")
 
 
@@ -156,6 +162,15 @@ def _carry_out(
         _undo(backend, snapshot, f"the generation could not be recorded ({error.strerror})")
     history.prune()
     return Outcome(plan, record.generation, True)
+
+
+def _restart_flows(backend: Backend, ruleset: Ruleset, plan: Plan) -> int | None:
+    """UDP flows that contradict what was committed; it is committed whatever becomes of them."""
+    ports = changed_ports(plan) if plan else set()
+    try:
+        return backend.restart_flows(ruleset, ports) if ports else 0
+    except (RedirectorError, OSError):
+        return None
 
 
 def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> None:

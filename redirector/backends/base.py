@@ -6,9 +6,11 @@ A backend turns a Plan's steps into its own form, and the kernel's state into a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from redirector.model import Ruleset
 from redirector.plan import Step
 from redirector.program import Program
 
@@ -61,5 +63,8 @@ class Backend(Protocol):
 
     def identity(self) -> str:
         """The network namespace and boot that this backend speaks to, as text; equal only for the same one."""
+
+    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
+        """Let UDP flows on `ports` that contradict `ruleset` begin anew; returns how many. Raises OSError."""
 
     def close(self) -> None: ...

@@ -7,8 +7,10 @@ It keeps a Program and a generation number, applies steps by `plan.perform`, and
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 from redirector.backends.base import Counters, Overtaken, Snapshot
+from redirector.model import Ruleset
 from redirector.plan import DeleteTable, Step, perform
 from redirector.program import Program
 
@@ -23,6 +25,7 @@ class MemoryBackend:
         self.generation = 1
         self.commits: list[tuple[Step, ...]] = []
         self.foreign = ""
+        self.restarted: list[set[int]] = []
         self._failure: tuple[Exception, bool] | None = None
         self._touches = 0
 
@@ -63,6 +66,10 @@ class MemoryBackend:
 
     def identity(self) -> str:
         return "memory"
+
+    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
+        self.restarted.append(set(ports))
+        return 0
 
     def close(self) -> None:
         """Nothing to close."""

@@ -226,6 +226,10 @@ def _report_outcome(app: App, outcome: Outcome, waiting: Pending | None = None) 
 
     app.warn(app.findings)
     done = f"generation {outcome.generation}" if outcome.recorded else "drift mended" if outcome.plan else ""
+    if outcome.flows:
+        done += f"; {output.plural(outcome.flows, 'UDP flow')} on the old way will begin anew"
+    elif outcome.flows is None:
+        done += "; UDP flows may stay on the old way until they end (conntrack could not be read)"
     if waiting:
         done += f", to be confirmed within {waiting.seconds_left:.0f} s: redirector confirm"
     app.report(

@@ -35,16 +35,18 @@ def address_of(row: bytes) -> str | None:
     return socket.inet_ntop(family, packed)
 
 
-def local_addresses() -> set[str]:
+def local_addresses(route: NetlinkSocket | None = None) -> set[str]:
     """Every address of every interface, up or down, IPv4 and IPv6, as canonical text without zone or prefix.
 
-    Raises OSError: EBUSY if the addresses kept changing while they were read.
+    Of the network namespace of `route`, a socket of NETLINK_ROUTE; without one, of the caller's. Raises OSError: EBUSY
+    if the addresses kept changing while they were read.
     """
-    route = NetlinkSocket(NETLINK_ROUTE)
+    netlink = route or NetlinkSocket(NETLINK_ROUTE)
     try:
-        rows = steadily(lambda: route.dump(RTM_GETADDR, IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)))
+        rows = steadily(lambda: netlink.dump(RTM_GETADDR, IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)))
     finally:
-        route.close()
+        if netlink is not route:
+            netlink.close()
     found = (address_of(row.payload) for row in rows if row.kind == RTM_NEWADDR)
     return {address for address in found if address is not None}
 

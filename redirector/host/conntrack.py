@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from redirector.flows import UDP, Flow
 from redirector.host.dumps import steadily
 from redirector.netlink import (
-    NETLINK_NETFILTER,
     NLM_F_ACK,
     NLM_F_REQUEST,
     NLMSG_ERROR,
@@ -31,8 +30,8 @@ GET, DELETE = SUBSYSTEM | 1, SUBSYSTEM | 2  # IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_D
 TUPLE_ORIGINAL, TUPLE_REPLY, IDENTIFIER, ZONE = 1, 2, 12, 18  # CTA_*
 TUPLE_IP, TUPLE_PROTOCOL = 1, 2  # CTA_TUPLE_*
 PROTOCOL_NUMBER, SOURCE_PORT, DESTINATION_PORT = 1, 2, 3  # CTA_PROTO_*
-# (CTA_IP_V4_SRC, CTA_IP_V4_DST), (CTA_IP_V6_SRC, CTA_IP_V6_DST)
-ADDRESSES = {socket.AF_INET: (1, 2), socket.AF_INET6: (3, 4)}
+# By family, where a tuple has source and destination: CTA_IP_V4_SRC and _DST, CTA_IP_V6_SRC and _DST.
+ADDRESSES: dict[int, tuple[int, int]] = {socket.AF_INET: (1, 2), socket.AF_INET6: (3, 4)}
 
 
 def flow(payload: bytes) -> Flow | None:
@@ -58,14 +57,14 @@ def flow(payload: bytes) -> Flow | None:
     return Flow(addresses[0], addresses[1], used, addresses[2], target, bytes((family,)) + ident)
 
 
-def forget(choose: Callable[[Iterator[Flow]], Iterable[Flow]]) -> int:
-    """Delete the UDP flows that `choose` picks; returns how many. Raises OSError (EBUSY for a table never at rest)."""
-    netlink = NetlinkSocket(NETLINK_NETFILTER)
-    try:
-        rows = steadily(lambda: netlink.dump(GET, bytes(4)))
-        return sum(_delete(netlink, found) for found in choose(found for found in (flow(r.payload) for r in rows) if found))
-    finally:
-        netlink.close()
+def forget(netlink: NetlinkSocket, choose: Callable[[Iterator[Flow]], Iterable[Flow]]) -> int:
+    """Delete the UDP flows that `choose` picks, in the network namespace of `netlink` (of NETLINK_NETFILTER).
+
+    Returns how many. Raises OSError; EBUSY for a table that is never at rest.
+    """
+    rows = steadily(lambda: netlink.dump(GET, bytes(4)))
+    flows = (flow(row.payload) for row in rows)
+    return sum(_delete(netlink, found) for found in choose(found for found in flows if found))
 
 
 def _delete(netlink: NetlinkSocket, found: Flow) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from redirector.backends.base import Counters, OutcomeDoubtful, Overtaken, Snapshot
@@ -25,9 +26,11 @@ from redirector.backends.nftables import decode, wire
 from redirector.backends.nftables.encode import Batch, header, nfgenmsg
 from redirector.backends.nftables.rules import decode_rule, parse_expressions
 from redirector.errors import NotPermitted, Refused, TryAgain, Unavailable, printable
+from redirector.model import Ruleset
 from redirector.naming import TABLE
 from redirector.netlink import (
     NETLINK_NETFILTER,
+    NETLINK_ROUTE,
     NLMSG_ERROR,
     DumpInterrupted,
     Message,
@@ -65,12 +68,14 @@ class NftablesBackend:
         if fault:
             raise Unavailable(fault)
         try:
-            self._netlink = NetlinkSocket(NETLINK_NETFILTER)
+            # Both now: whoever calls later may be a thread in another network namespace.
+            self._netlink, self._route = NetlinkSocket(NETLINK_NETFILTER), NetlinkSocket(NETLINK_ROUTE)
         except OSError as error:
             raise Unavailable(f"this kernel has no netfilter netlink socket: {error.strerror}") from None
 
     def close(self) -> None:
         self._netlink.close()
+        self._route.close()
 
     def genid(self) -> int:
         try:
@@ -88,6 +93,14 @@ class NftablesBackend:
         except OSError:  # before 5.14: inodes recur, but within one boot they are better than nothing
             status = os.stat("/proc/self/ns/net")
             return f"{boot}/inode-{status.st_ino}"
+
+    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
+        from redirector.flows import contradicted
+        from redirector.host.addresses import local_addresses
+        from redirector.host.conntrack import forget
+
+        local = local_addresses(self._route)
+        return forget(self._netlink, lambda flows: contradicted(ruleset, flows, ports, local))
 
     def observe(self) -> Snapshot:
         previous: Snapshot | None = None

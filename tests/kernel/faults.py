@@ -1,0 +1,357 @@
+"""Kill the commands at every system call that matters, let each of those fail, and look at what is left.
+
+    make faults        every fault, in some minutes; a sample of them is part of `make test`
+
+Theory of operation. A `Scenario` is a command and what it starts from. It is run once without a fault, which tells what
+the kernel and the history hold before and after, and which system calls there are to fail (see `strace`). Then, for
+each fault: everything is put back as it was before, the real command runs under strace with the fault injected, and
+
+- the log of strace shows that the fault happened, where it was meant to;
+- the kernel holds exactly what it held before, or exactly what it should afterwards (`judge`);
+- what the command told by its exit code is so (DESIGN's table of exit codes), within SECONDS;
+- `status` tells the truth: whether the kernel holds what is recorded, and whether something waits for confirm;
+- the next `apply` leads to where it should, and nothing is left that it would stumble over.
+
+`judge` is pure: its own tests are in test_faults. All of it works in the network namespace of one `Lab`.
+"""
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from redirector import pending, reconcile
+from redirector.errors import RedirectorError
+from redirector.history import Record
+from redirector.model import Ruleset
+from redirector.plan import make_plan
+from redirector.program import Program
+from tests.kernel.lab import Lab
+from tests.kernel.product import ORIGIN, Product, mapping, ruleset
+from tests.kernel.strace import NETLINK, Call, Fault, calls
+
+SECONDS = 10.0  # in which every run ends
+LONG = 3600.0  # to confirm in; nothing here waits for it
+
+OLD = mapping("web", 80, 8080) + mapping("dns", 53, 5353, protocol=["tcp", "udp"])
+NEW = mapping("web", 80, 8081) + mapping("ssl", 443, 8443)
+FOREIGN = "table ip others { chain input { type filter hook input priority 0; tcp dport 99 counter drop; }; }"
+
+NETLINK_ERRORS = ("ENOBUFS", "EMSGSIZE", "EINTR", "EAGAIN", "ENOMEM", "EPERM")
+DISK_ERRORS = ("ENOSPC", "EROFS", "EIO", "EPERM", "EINTR", "ENOMEM")
+PROCESS_ERRORS = ("EAGAIN", "ENOMEM")
+OUTPUT_ERRORS = ("ENOSPC", "EPIPE", "EIO")
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGPIPE")
+
+UNCHANGED = (1, 7, 64, 69, 75, 77, 78)
+PUT_BACK = 5
+UNKNOWN = 6
+INTERRUPTED = 130
+
+
+class Held(NamedTuple):
+    """What the kernel holds, what the current generation says, and the generation that waits for confirm (or None)."""
+
+    program: Program | None
+    generation: int | None
+    ruleset: Ruleset | None
+    confirmed: bool
+    purged: bool
+    waiting: int | None
+    overdue: bool = False
+
+    @property
+    def history(self) -> tuple[object, ...]:
+        return self[1:]
+
+
+class Ended(NamedTuple):
+    """How a command ended: `code` as subprocess has it, None where it had to be killed after SECONDS."""
+
+    code: int | None
+    told: str
+
+
+class Scenario(NamedTuple):
+    """`command` ({old}, {new}: mapping files) from what `prepare` makes of an empty namespace and state folder.
+
+    `errors`: whether its exit code tells whether it did its work, as that of every command does that changes something.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    prepare: Callable[[Product], None]
+    errors: bool = True
+
+
+def _nothing(product: Product) -> None:
+    """From nothing."""
+
+
+def _old(product: Product) -> None:
+    product.apply(OLD)
+
+
+def _both(product: Product) -> None:
+    product.apply(OLD)
+    product.apply(NEW)
+
+
+def _waiting(product: Product, seconds: float = LONG) -> None:
+    """OLD is confirmed and NEW waits for it; there is no watchdog, as if it had been killed."""
+
+    def arm(generation: int) -> Callable[[], None]:
+        pending.arm(product.history, generation, seconds)
+        return lambda: pending.disarm(product.history)
+
+    product.apply(OLD)
+    with product.history.locked():
+        reconcile.change(product.backend, product.history, reconcile.Wish(ruleset(NEW), ORIGIN, arm=arm))
+
+
+def _overdue(product: Product) -> None:
+    _waiting(product, 0.0)
+
+
+SCENARIOS = (
+    Scenario("first apply", ("apply", "{new}"), _nothing),
+    Scenario("apply", ("apply", "{new}"), _old),
+    Scenario("apply --verify", ("apply", "--verify", "{new}"), _old),
+    Scenario("apply --confirm", ("apply", f"--confirm={LONG:.0f}", "{new}"), _old),
+    Scenario("first apply --confirm", ("apply", f"--confirm={LONG:.0f}", "{new}"), _nothing),
+    Scenario("rollback", ("rollback",), _both),
+    Scenario("remove", ("remove",), _old),
+    Scenario("remove --purge", ("remove", "--purge"), _old),
+    Scenario("confirm", ("confirm",), _waiting),
+    Scenario("cancel", ("cancel",), _waiting),
+    Scenario("overdue, then status", ("status",), _overdue, errors=False),
+    Scenario("overdue, then apply", ("apply", "{new}"), _overdue),
+)
+
+
+def judge(fault: Fault, ended: Ended, before: Held, after: Held, found: Held) -> list[str]:
+    """What is wrong with what a command left behind; nothing, if the list is empty. Pure."""
+    wrong = []
+    if found.program not in (before.program, after.program):
+        wrong.append("the kernel holds neither what it held before nor what it should afterwards")
+    if ended.code is None:
+        wrong.append(f"it had not ended after {SECONDS:.0f} s")
+    if "Traceback" in ended.told or "internal error" in ended.told:
+        wrong.append("it told of its own bug")
+    interrupted = ended.code is not None and (ended.code < 0 or ended.code == INTERRUPTED)
+    if interrupted and not fault.signal:
+        wrong.append("a signal ended it that nobody sent")
+    if ended.code == 0 and (found.program != after.program or found.history != after.history):
+        wrong.append("it told success, and it is not so")
+    if ended.code == PUT_BACK and (found.program != before.program or found.history != before.history):
+        wrong.append("it told that everything was put back, and it is not so")
+    if ended.code in UNCHANGED and (found.program != before.program or found.history != before.history):
+        wrong.append("it told that nothing was changed, and it is not so")
+    if ended.code == UNKNOWN and not (fault.always and fault.call.name in NETLINK):
+        wrong.append("it told that the outcome is unknown, and it could be known")
+    if not interrupted and ended.code not in (None, 0, PUT_BACK, UNKNOWN, *UNCHANGED):
+        wrong.append("there is no such exit code")
+    return wrong
+
+
+def faults_at(found: list[Call], *, errors: bool) -> Iterator[Fault]:
+    """Every fault worth trying at these calls: a kill at each, and errors where they may make a difference."""
+    seen: set[object] = set()
+    for i, call in enumerate(found):
+        yield Fault(call, "SIGKILL")
+        if not errors:
+            continue
+        # The first call of each kind gets every error, what comes again one, another each time. Netlink calls are
+        # all of one kind, but for those from the commit on, where everything else is another matter, too.
+        committed = any(earlier.about == "NFNL_MSG_BATCH_BEGIN" for earlier in found[: i + 1])
+        kind = (call.name, call.device == "netlink" or call.about, committed)
+        names = ERRORS.get(call.device, ())
+        if kind in seen or call.name not in (*NETLINK, *DISK, *PROCESS):
+            yield from (Fault(call, names[(i + n) % len(names)]) for n in range(0 if kind in seen and n else 1))
+        yield from (Fault(call, name) for name in names)
+        if call.others:
+            yield from (Fault(call, name, always=True) for name in names)
+            yield from (Fault(call, signal) for signal in SIGNALS)
+        seen.add(kind)
+
+
+class Rig:
+    """One scenario, ready to be run again and again. Raises AssertionError where it does not even work unharmed."""
+
+    def __init__(self, lab: Lab, scenario: Scenario) -> None:
+        self.lab, self.scenario = lab, scenario
+        self.product = Product(lab)
+        self.files = {"old": self.product.file(OLD, "old.toml"), "new": self.product.file(NEW, "new.toml")}
+        self.command = lab.command(*(part.format(**self.files) for part in scenario.command))
+        self._template = os.path.join(os.path.dirname(lab.state_dir), "template")
+        self._log = os.path.join(os.path.dirname(lab.state_dir), "strace.log")
+        self._empty()
+        self.programs = {self._applied(text): self._program() for text in (OLD, NEW)}
+        self._empty()
+        lab.host.nft(FOREIGN)
+        self._foreign = lab.host.nft_list("table ip others")
+        scenario.prepare(self.product)
+        self.before = self.look()
+        shutil.copytree(lab.state_dir, self._template)
+        self.run([])  # so that every module is compiled
+        self.reset()
+        ended = self.run(["-yy"])
+        self.after = self.look()
+        assert ended.code == 0, ended.told
+        with open(self._log, encoding="utf-8", errors="replace") as log:
+            self.faults = list(faults_at(list(calls(log, lab.state_dir)), errors=scenario.errors))
+
+    def try_fault(self, fault: Fault) -> list[str]:
+        """Let it happen; what is wrong with what comes of it."""
+        self.reset()
+        ended = self.run(["-yy", *fault.arguments()])
+        found = self.look()
+        wrong = judge(fault, ended, self.before, self.after, found)
+        with open(self._log, encoding="utf-8", errors="replace") as log:
+            if not fault.happened(log.read(), self.lab.state_dir):
+                wrong.append("the fault did not happen where it was meant to")
+        wrong += self._status(found)
+        wrong += self._next_apply(found)
+        return [f"{self.scenario.name}: {fault}: {what}; exit {ended.code}: {ended.told.strip()}" for what in wrong]
+
+    def run(self, options: list[str]) -> Ended:
+        """The command, under strace."""
+        argv = ["strace", "-o", self._log, *options, *self.command]
+        try:
+            done = self.lab.host.namespace.run(argv, env=self.lab.environment(), text=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired as error:
+            return Ended(None, str(error.stderr))
+        return Ended(done.returncode, done.stdout + done.stderr)
+
+    def look(self) -> Held:
+        """What there is now."""
+        current = self.product.history.current()
+        note = pending.load(self.product.history)
+        waiting, overdue = (note.generation, not note.seconds_left) if note else (None, False)
+        record = current if isinstance(current, Record) else None
+        if record is None:
+            return Held(self._program(), None, None, False, False, waiting, overdue)
+        held = (record.generation, record.ruleset, record.confirmed, record.purged)
+        return Held(self._program(), *held, waiting, overdue)
+
+    def reset(self) -> None:
+        """Everything as before the command."""
+        shutil.rmtree(self.lab.state_dir)
+        shutil.copytree(self._template, self.lab.state_dir)
+        self._load(self.before.program)
+
+    def close(self) -> list[str]:
+        """Await the end of every watchdog that was started here; what is wrong with the foreign table."""
+        shutil.rmtree(self.lab.state_dir)
+        for number in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{number}/cmdline", "rb") as file:
+                    arguments = file.read().split(b"\0")
+                if b"-I" in arguments and os.fsencode(self.lab.state_dir) in arguments:
+                    descriptor = os.pidfd_open(int(number))
+                    select.select([descriptor], [], [])
+                    os.close(descriptor)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        self.product.close()
+        untouched = self.lab.host.nft_list("table ip others") == self._foreign
+        return [] if untouched else [f"{self.scenario.name}: somebody else's table was changed"]
+
+    def _status(self, found: Held) -> list[str]:
+        """Whether `status` tells the truth about what was found."""
+        ended = self.lab.redirector("status", "--json")
+        told = json.loads(ended.stdout).get("state") if ended.stdout else ended.stderr
+        wanted = self._truth(found)
+        return [] if (ended.returncode, told) == wanted else [f"status says {ended.returncode}, {told}; it is {wanted}"]
+
+    def _truth(self, found: Held) -> tuple[int, str]:
+        """The exit code and state that `status` owes."""
+        if found.overdue:  # it takes the change back first
+            return (0, "in-sync")
+        if found.ruleset is None:
+            return (3, "absent") if found.program is None else (4, "unknown")
+        if found.ruleset.enabled:
+            in_sync, state = found.program == self.programs[found.ruleset], "in-sync"
+        else:
+            empty = reconcile.desired_program(found.ruleset, found.purged)
+            in_sync, state = found.program in (empty, None), "absent" if found.purged else "drained"
+        if found.waiting is not None:
+            return (0 if in_sync else 2), "pending"
+        return ({"in-sync": 0}.get(state, 3), state) if in_sync else (2, "drifted")
+
+    def _next_apply(self, found: Held) -> list[str]:
+        """Whether the next `apply` does its work, after a `cancel` where something waits."""
+        wrong = []
+        confirmed = self.before.program if self.before.waiting is None else self.programs[ruleset(OLD)]
+        if found.waiting is not None and not found.overdue:
+            if self._code("apply", self.files["new"]) != 75:
+                wrong.append("an apply is not refused while a change waits for confirm")
+            code = self._code("cancel")
+            drained = reconcile.desired_program(Ruleset())
+            if code or self._program() not in (confirmed, drained if confirmed is None else confirmed):
+                wrong.append(f"cancel afterwards ends with {code}, and does not lead to what was confirmed")
+        ended = self.lab.redirector("apply", self.files["new"])
+        if ended.returncode or self.look().program != self.programs[ruleset(NEW)]:
+            wrong.append(f"the next apply ends with {ended.returncode}: {ended.stderr}")
+        try:
+            state = self.product.status().state
+        except RedirectorError as error:
+            state = error.message
+        left = [name for _, _, names in os.walk(self.lab.state_dir) for name in names]
+        stale = [name for name in left if name.endswith(".tmp") or name == pending.NOTE]
+        return [*wrong, *([f"and then it is {state}, not in sync"] if state != "in-sync" else []), *stale]
+
+    def _code(self, *args: str) -> int:
+        return self.lab.redirector(*args).returncode
+
+    def _program(self) -> Program | None:
+        return self.product.backend.observe().program
+
+    def _load(self, program: Program | None) -> None:
+        snapshot = self.product.backend.observe()
+        for plan in (make_plan(None, snapshot.program), make_plan(program, None)):
+            if plan:
+                self.product.backend.commit(plan.steps, self.product.backend.genid(), {})
+
+    def _applied(self, text: str) -> Ruleset:
+        self.product.apply(text)
+        return ruleset(text)
+
+    def _empty(self) -> None:
+        self._load(None)
+        shutil.rmtree(self.lab.state_dir, ignore_errors=True)
+        os.mkdir(self.lab.state_dir, 0o700)
+
+
+def try_all(scenario: Scenario) -> tuple[int, list[str]]:
+    """Every fault of a scenario: how many there were, and what was wrong."""
+    with tempfile.TemporaryDirectory() as folder, Lab(os.path.join(folder, "state")) as lab:
+        rig = Rig(lab, scenario)
+        wrong = []
+        for fault in rig.faults:
+            wrong += rig.try_fault(fault)
+        wrong += rig.close()
+        return len(rig.faults), wrong
+
+
+def main() -> None:
+    """Every fault of every scenario; ends with 1 where something was wrong."""
+    wrong: list[str] = []
+    total = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for scenario, (count, found) in zip(SCENARIOS, pool.map(try_all, SCENARIOS), strict=True):
+            print(f"{scenario.name}: {count} faults, {len(found)} wrong", flush=True)  # noqa: T201
+            total += count
+            wrong += found
+    print(*wrong, f"{total} faults, {len(wrong)} wrong", sep="\n")  # noqa: T201
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

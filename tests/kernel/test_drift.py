@@ -1,0 +1,375 @@
+"""Drift is never missed and never invented: every kind of tampering that nft(8) can do, found, told and healed."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from redirector.plan import AddChain
+from tests.kernel.echo import Answered
+from tests.kernel.lab import CLIENT, HOST, HOST_SECONDARY, Lab, Machine
+from tests.kernel.product import Product, mapping
+
+BOTH = ["tcp", "udp"]
+NETWORKS = ["192.0.2.0/24", "2001:db8:1::/64"]
+EVERYTHING = (
+    mapping("web", [80, 81], 8080, protocol=BOTH, exclusive=True)
+    + mapping("staff", 80, 8090, source=NETWORKS)
+    + mapping("dns", 53, 5300, protocol=BOTH, address=list(HOST_SECONDARY), exclusive=True)
+    + mapping("link", "1000-1003", "2000-2003", interface=["eth0", "veth*"], rewrite="redirect", family="ipv4")
+    + mapping("own", 443, 8443, interface="lo")
+)
+LEADS = "meta l4proto { tcp, udp, sctp }"
+
+
+@dataclass(frozen=True, slots=True)
+class Tampering:
+    """`text` is for nft; `{chain/2}` stands for the handle of the chain's third rule. Then what `status` has to say:
+    the `kind` of drift, of which mapping, or which words otherwise."""
+
+    name: str
+    text: str
+    kind: str
+    mapping: str = ""
+    words: str = ""
+
+
+def element(name: str, change: str, kind: str, mapping: str = "web", words: str = "") -> Tampering:
+    """Changes of elements: "-map { … }" takes away, "+map { … }" adds, several after each other."""
+    verbs = {"-": "delete element", "+": "add element"}
+    return Tampering(
+        name, "\n".join(f"{verbs[c[0]]} inet redirector {c[1:]}" for c in change.split(" | ")), kind, mapping, words
+    )
+
+
+def structure(name: str, text: str, words: str = "", mapping: str = "") -> Tampering:
+    """Anything else; "~" stands for our table. `mapping` is one that is served by what is damaged."""
+    return Tampering(
+        name, text.replace("~", "inet redirector"), "structure", "", f"serves {mapping}" if mapping else words
+    )
+
+
+REBUILT_MAP = f"""
+    flush chain inet redirector arriving; flush chain inet redirector own; delete map inet redirector ports
+    table inet redirector {{
+        map ports {{
+            type inet_proto . inet_service : inet_service
+            size 64
+            OPTIONS
+            elements = {{ tcp . 80 comment "web" : 8080, udp . 80 comment "web" : 8080,
+                          tcp . 81 comment "web" : 8080, udp . 81 comment "web" : 8080 }}
+        }}
+        chain arriving {{
+            ip6 saddr & ffff:ffff:ffff:ffff:: vmap @arriving_sources_ipv6_64
+            ip saddr & 255.255.255.0 vmap @arriving_sources_ipv4_24
+            ip daddr vmap @arriving_addresses_ipv4
+            ip6 daddr vmap @arriving_addresses_ipv6
+            iifname vmap @arriving_interfaces
+            iifname "veth*" jump arriving_on_veth_2a
+            {LEADS} dnat to :meta l4proto . th dport map @ports comment "new port"
+        }}
+        chain own {{
+            ip daddr vmap @own_addresses_ipv4
+            ip6 daddr vmap @own_addresses_ipv6
+            jump own_on_lo
+            {LEADS} dnat to :meta l4proto . th dport map @ports comment "new port"
+        }}
+    }}"""
+
+TAMPERINGS = (
+    element("an element deleted", "-ports { tcp . 80 }", "missing"),
+    element("an element changed", '-ports { tcp . 80 } | +ports { tcp . 80 comment "web" : 8081 }', "changed"),
+    element("an element added", '+ports { tcp . 22 comment "web" : 8080 }', "extra"),
+    element("an element of nobody added", "+ports { tcp . 22 : 8080 }", "extra", "", "tcp 22"),
+    element("an element of a stranger added", '+ports { tcp . 22 comment "odd" : 8080 }', "extra", "odd"),
+    element("a comment changed", '-ports { tcp . 80 } | +ports { tcp . 80 comment "wed" : 8080 }', "missing"),
+    element("a comment deleted", "-ports { tcp . 80 } | +ports { tcp . 80 : 8080 }", "missing"),
+    element("an element of another protocol", '+ports { dccp . 80 comment "web" : 8080 }', "extra"),
+    element("an element of a scope deleted", "-arriving_from_192.0.2.0/24_ports { tcp . 80 }", "missing", "staff"),
+    element("an element of one family deleted", "-at_2001-db8-1--2_ports { udp . 53 }", "missing", "dns"),
+    element(
+        "an element of a range changed",
+        '-arriving_on_eth0_redirects_ipv4 { tcp . 1002 } | +arriving_on_eth0_redirects_ipv4 { tcp . 1002 comment "link" : 22 }',
+        "changed",
+        "link",
+    ),
+    element("a guard deleted", "-guards { tcp . 8080 }", "missing"),
+    element("a guard added", '+guards { tcp . 22 comment "web" }', "extra"),
+    element("a guard of an address deleted", "-guards_ipv6_at { 2001:db8:1::2 . udp . 5300 }", "missing", "dns"),
+    element("a guard of an address added", "+guards_ipv4_at { 192.0.2.1 . tcp . 5300 }", "extra", "", "tcp 5300"),
+    Tampering("a map flushed", "flush map inet redirector ports", "missing", "web"),
+    Tampering("a set flushed", "flush set inet redirector guards", "missing", "web"),
+    structure(
+        "an element of a verdict map deleted",
+        "delete element ~ arriving_sources_ipv4_24 { 192.0.2.0 }",
+        mapping="staff",
+    ),
+    structure(
+        "an element of a verdict map added",
+        'add element ~ arriving_interfaces { "eth1" : jump arriving_on_eth0 }',
+        "eth1",
+    ),
+    structure(
+        "an element of a verdict map turned",
+        "delete element ~ own_addresses_ipv4 { 192.0.2.2 }\n"
+        "add element ~ own_addresses_ipv4 { 192.0.2.2 : jump own_on_lo }",
+        mapping="dns",
+    ),
+    structure(
+        "an element of a verdict map made a drop",
+        'delete element ~ arriving_interfaces { "eth0" }\nadd element ~ arriving_interfaces { "eth0" : drop }',
+        mapping="link",
+    ),
+    structure(
+        "an element of a verdict map made a goto",
+        'delete element ~ arriving_interfaces { "eth0" }\n'
+        'add element ~ arriving_interfaces { "eth0" : goto arriving_on_eth0 }',
+        mapping="link",
+    ),
+    structure("a verdict map flushed", "flush map ~ arriving_addresses_ipv6", mapping="dns"),
+    structure("a rule deleted", "delete rule ~ arriving handle {arriving/6}", mapping="web"),
+    structure("a dispatching rule deleted", "delete rule ~ arriving handle {arriving/1}", mapping="staff"),
+    structure("a wildcard's rule deleted", "delete rule ~ arriving handle {arriving/5}", mapping="link"),
+    structure("the rule at a hook deleted", "delete rule ~ output handle {output/0}", mapping="own"),
+    structure("a guarding rule deleted", "delete rule ~ input handle {input/0}", "chain input lacks a rule"),
+    structure("a refusing rule deleted", "delete rule ~ refuse handle {refuse/0}", "chain refuse lacks a rule"),
+    structure("a rule added", "add rule ~ arriving tcp dport 80 accept", "chain arriving has a rule that is not ours"),
+    structure("a rule inserted", "insert rule ~ prerouting return", "chain prerouting has a rule that is not ours"),
+    structure("a rule without effect added", "add rule ~ refuse counter", "chain refuse has a rule that is not ours"),
+    structure(
+        "a rule doubled",
+        "add rule ~ own jump own_on_lo",
+        "chain own has its rules in another order or twice",
+    ),
+    structure(
+        "rules in another order",
+        f"delete rule ~ own handle {{own/3}}\n"
+        f'insert rule ~ own {LEADS} dnat to :meta l4proto . th dport map @ports comment "new port"',
+        "chain own has its rules in another order",
+    ),
+    structure(
+        "a rule's comment changed",
+        'replace rule ~ prerouting handle {prerouting/0} fib daddr type local jump arriving comment "mine"',
+        "chain prerouting",
+    ),
+    structure(
+        "a rule's condition dropped",
+        "replace rule ~ prerouting handle {prerouting/0} jump arriving",
+        "chain prerouting",
+    ),
+    structure(
+        "a rule's prefix changed",
+        "replace rule ~ arriving handle {arriving/1} ip saddr & 255.255.0.0 vmap @arriving_sources_ipv4_24",
+        mapping="staff",
+    ),
+    structure(
+        "a rule's interface changed",
+        'replace rule ~ arriving handle {arriving/5} iifname "vet*" jump arriving_on_veth_2a',
+        mapping="link",
+    ),
+    structure(
+        "a rule's rewrite changed",
+        "replace rule ~ own handle {own/3} "
+        f'{LEADS} redirect to :meta l4proto . th dport map @ports comment "new port"',
+        mapping="web",
+    ),
+    structure(
+        "a rule's protocols changed",
+        "replace rule ~ own handle {own/3} "
+        'meta l4proto { tcp, udp } dnat to :meta l4proto . th dport map @ports comment "new port"',
+        mapping="web",
+    ),
+    structure(
+        "a guard's condition changed",
+        "replace rule ~ input handle {input/0} "
+        'iifname != "lo" ct status & dnat != dnat meta l4proto . th dport @guards jump refuse '
+        'comment "targets of exclusive mappings are not for direct use"',
+        "chain input",
+    ),
+    structure("a chain flushed", "flush chain ~ arriving_from_192.0.2.0/24", mapping="staff"),
+    structure("a chain deleted", "delete rule ~ own handle {own/2}; delete chain ~ own_on_lo", mapping="own"),
+    structure("a chain added", "add chain ~ mine", "chain mine is not ours"),
+    structure(
+        "a base chain added",
+        "add chain ~ mine {{ type filter hook forward priority 0; policy drop; }}",
+        "chain mine is not ours",
+    ),
+    structure("a policy changed", "add chain ~ input {{ policy drop; }}", "policy drop"),
+    structure("a policy of a nat chain changed", "add chain ~ prerouting {{ policy drop; }}", "policy drop"),
+    structure("a hook gone", "flush chain ~ prerouting; delete chain ~ prerouting", "chain prerouting is missing"),
+    structure(
+        "a chain off its hook",
+        "flush chain ~ prerouting; delete chain ~ prerouting; add chain ~ prerouting\n"
+        'add rule ~ prerouting fib daddr type local jump arriving comment "only what is addressed to this host"',
+        "chain prerouting is at no hook",
+    ),
+    structure(
+        "another priority",
+        "flush chain ~ prerouting; delete chain ~ prerouting\n"
+        "add chain ~ prerouting {{ type nat hook prerouting priority -109; }}\n"
+        'add rule ~ prerouting fib daddr type local jump arriving comment "only what is addressed to this host"',
+        "priority -109",
+    ),
+    structure(
+        "another hook",
+        "flush chain ~ output; delete chain ~ output\n"
+        "add chain ~ output {{ type nat hook prerouting priority -110; }}\n"
+        'add rule ~ output fib daddr type local jump own comment "only what is addressed to this host"',
+        "nat at prerouting",
+    ),
+    structure(
+        "another type",
+        "flush chain ~ input; delete chain ~ input; add chain ~ input {{ type nat hook input priority -10; }}",
+        "chain input is nat at input",
+    ),
+    structure("a set added", "add set ~ mine {{ type ipv4_addr; }}", "map mine is not ours"),
+    structure("a map added", "add map ~ mine {{ type inet_service : verdict; }}", "map mine is not ours"),
+    structure(
+        "a map like ours added",
+        "add map ~ mine {{ type inet_proto . inet_service : inet_service; size 64; counter; }}",
+        "map mine is not ours",
+    ),
+    structure("a counter added", "add counter ~ mine", "object mine"),
+    structure("a quota added", "add quota ~ mine {{ over 10 mbytes; }}", "object mine"),
+    structure(
+        "a map with timeouts", REBUILT_MAP.replace("OPTIONS", "counter; flags timeout;"), mapping="", words="map ports"
+    ),
+    structure("a map without counters", REBUILT_MAP.replace("OPTIONS", ""), words="map ports"),
+    structure("the table asleep", "add table ~ {{ flags dormant; }}", "dormant"),
+    structure("the table flushed", "flush table ~", "chain prerouting lacks a rule"),
+    structure("the table deleted", "delete table ~", "the table is gone"),
+    structure("everything flushed", "flush ruleset", "the table is gone"),
+)
+
+
+@pytest.fixture
+def product(lab: Lab) -> Iterator[Product]:
+    with Product(lab) as made:
+        yield made
+
+
+def words(machine: Machine) -> list[str]:
+    """Everything in our table, whatever the order of chains, maps and elements (those of a hash have none)."""
+    return sorted(re.split(r"[\s,]+", machine.nft_list("table inet redirector")))
+
+
+def tamper(machine: Machine, text: str) -> None:
+    def handle(place: re.Match[str]) -> str:
+        listing = machine.run("nft", "-a", "list", "chain", "inet", "redirector", place[1])
+        rules = [
+            line
+            for line in listing.splitlines()
+            if "# handle" in line and not line.lstrip().startswith(("table", "chain"))
+        ]
+        return rules[int(place[2])].rpartition(" ")[2]
+
+    text = re.sub(r"\{(\w+)/(\d)\}", handle, text).replace("{{", "{").replace("}}", "}")
+    machine.nft("\n".join(line.strip() for line in text.split("; ")) if "{" not in text.split("; ")[0] else text)
+
+
+@pytest.mark.parametrize("tampering", TAMPERINGS, ids=lambda tampering: tampering.name.replace(" ", "-"))
+def test_tampering(lab: Lab, product: Product, tampering: Tampering) -> None:
+    file = product.file(EVERYTHING)
+    product.apply(EVERYTHING)
+    before = words(lab.host)
+    assert product.status().state == "in-sync"
+
+    tamper(lab.host, tampering.text)
+    found = product.json("status", code=2)
+    assert found["state"] == "drifted"
+    drift = found["drift"]
+    assert tampering.kind in {one["kind"] for one in drift}
+    if tampering.mapping:
+        assert tampering.mapping in {one["mapping"] for one in drift if one["kind"] == tampering.kind}
+        named = {one["name"] for one in found["mappings"] if not one["in_sync"]}
+        assert named == {tampering.mapping} & {one["name"] for one in found["mappings"]}
+    assert any(tampering.words in one["detail"] for one in drift), drift
+
+    told = product.json("apply", file)
+    assert (told["changed"], told["recorded"], told["generation"]) == (True, False, 1)
+    assert product.status().state == "in-sync"
+    assert words(lab.host) == before
+    # Healed, down to where the packets go.
+    lab.host.serve("tcp", HOST[0], 8080, 8090)
+    assert lab.client.ask_tcp(HOST[0], 80) == Answered(8090, CLIENT[0], HOST[0])
+    assert lab.client.ask_tcp(HOST[0], 81) == Answered(8080, CLIENT[0], HOST[0])
+
+
+def test_names_that_nft_cannot_write(lab: Lab, product: Product) -> None:
+    """The kernel takes any bytes for a name: they are told without harm to a terminal, and taken away."""
+    product.apply(EVERYTHING)
+    before = words(lab.host)
+    product.backend.commit((AddChain("mine\x1b[2J\n; flush ruleset", None),), product.genid(), {})
+    told = product.run("status", code=2)
+    assert "mine\\x1b[2J\\n; flush ruleset" in told
+    assert "\x1b" not in told
+    product.run("apply", product.file(EVERYTHING))
+    assert product.status().state == "in-sync"
+    assert words(lab.host) == before
+
+
+class TestNotInvented:
+    def test_what_nft_has_saved_and_loaded_again(self, lab: Lab, product: Product) -> None:
+        product.apply(EVERYTHING)
+        lab.host.serve("tcp", HOST[0], 8080)
+        assert lab.client.ask_tcp(HOST[0], 81) == Answered(8080, CLIENT[0], HOST[0])
+        for options in ((), ("-s",), ("-n",), ("-a",)):
+            saved = lab.host.run("nft", *options, "list", "table", "inet", "redirector")
+            lab.host.run("nft", "flush", "ruleset")
+            assert product.status().state == "drifted"
+            lab.host.nft(saved)
+            found = product.json("status")
+            assert (found["state"], found["drift"]) == ("in-sync", [])
+            assert product.json("plan", product.file(EVERYTHING)) == {"in_sync": True, "changes": [], "findings": []}
+            assert lab.client.ask_tcp(HOST[0], 81) == Answered(8080, CLIENT[0], HOST[0])
+
+    def test_counters_and_connections(self, lab: Lab, product: Product) -> None:
+        product.apply(EVERYTHING)
+        lab.host.serve("tcp", HOST[0], 8080)
+        with lab.client.talk("tcp", HOST[0], 81) as conversation:
+            conversation.ask()
+            lab.host.nft(
+                "delete element inet redirector ports { tcp . 80 }\n"
+                'add element inet redirector ports { tcp . 80 counter packets 9 bytes 999 comment "web" : 8080 }'
+            )
+            found = product.json("status")
+        assert (found["state"], found["drift"]) == ("in-sync", [])
+        assert {one["name"]: one["connections"] for one in found["mappings"]}["web"] == 10
+
+    def test_what_others_do_in_tables_of_their_own(self, lab: Lab, product: Product) -> None:
+        product.apply(EVERYTHING)
+        for table in ("inet other", "ip redirector", "ip6 redirector", "arp redirector", "bridge redirector"):
+            lab.host.nft(
+                f"add table {table}; add chain {table} arriving; add chain {table} mine\n"
+                f"add rule {table} arriving counter; add rule {table} mine drop"
+            )
+        lab.host.nft(
+            "add map inet other ports { type inet_proto . inet_service : inet_service; }\nadd counter inet other c"
+        )
+        assert product.json("status")["state"] == "in-sync"
+
+    def test_links_and_addresses_that_go(self, lab: Lab, product: Product) -> None:
+        product.apply(EVERYTHING)
+        lab.host.run("ip", "address", "flush", "dev", "eth0")
+        lab.host.run("ip", "link", "delete", "eth0")
+        assert product.json("status")["state"] == "in-sync"
+
+    def test_a_map_that_has_another_size(self, lab: Lab, product: Product) -> None:
+        product.apply(EVERYTHING)
+        lab.host.nft(REBUILT_MAP.replace("OPTIONS", "counter").replace("size 64", "size 1000"))
+        assert product.json("status")["state"] == "in-sync"
+
+
+def test_a_changed_file_is_told_and_is_no_drift(lab: Lab, product: Product) -> None:
+    file = product.file(EVERYTHING)
+    product.run("apply", file)
+    assert product.json("status")["file_changed"] is False
+    product.file(EVERYTHING + mapping("more", 90, 9090))
+    assert product.json("status")["file_changed"] is True
+    assert "has changed since" in product.run("status")
+    product.file(EVERYTHING + "[[mapping]]\nname = 7")
+    found = product.json("status")
+    assert (found["state"], found["file_changed"]) == ("in-sync", None)
+    assert found["file_error"]
+    product.run("plan", file, code=78)
