@@ -8,7 +8,7 @@ mere consequence of mappings that come or go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from redirector import naming
@@ -34,13 +34,17 @@ TABLE_DORMANT = 0x1  # NFT_TABLE_F_DORMANT, linux/netfilter/nf_tables.h
 
 
 class Change(NamedTuple):
-    """What changes for one mapping (or, with `mapping` None, for the table): routes that go, and routes that come."""
+    """What changes for one mapping (or, with `mapping` None, for the table): routes that go, and routes that come.
+
+    `serves` names the mappings behind a damaged part of the frame: their packets may go elsewhere.
+    """
 
     action: str  # add, remove, change
     mapping: str | None
     gone: tuple[Route, ...] = ()
     new: tuple[Route, ...] = ()
     detail: str = ""
+    serves: tuple[str, ...] = ()
 
 
 def changes(desired: Program | None, observed: Program | None) -> Iterator[Change]:
@@ -54,9 +58,10 @@ def changes(desired: Program | None, observed: Program | None) -> Iterator[Chang
     for name in [*want.maps, *(n for n in have.maps if n not in want.maps)]:
         wanted, old = want.maps.get(name), have.maps.get(name)
         kind = (wanted or old or Map("", {})).kind
-        if kind not in COUNTED or (old is not None and wanted is not None and old.kind != wanted.kind):
+        if kind not in COUNTED:
             continue
-        before, after = old.entries if old else {}, wanted.entries if wanted else {}
+        # A map of another kind in its place holds nothing that counts.
+        before, after = old.entries if old and old.kind == kind else {}, wanted.entries if wanted else {}
         order |= dict.fromkeys(value[1] for value in after.values())
         if before == after:
             kept.update(mapping for _, mapping in after.values())
@@ -80,9 +85,12 @@ def changes(desired: Program | None, observed: Program | None) -> Iterator[Chang
         yield from _table_changes(desired, observed)
 
 
-def _told(action: str, detail: str) -> Change:
+def _told(action: str, detail: str, serves: Iterable[str] = ()) -> Change:
     """A change of the frame. The names in it may be anybody's: no terminal is to obey them."""
-    return Change(action, None, detail=printable(detail))
+    serves = tuple(serves)
+    shown = [*serves[:5], *("…" for _ in serves[5:6])]
+    words = f" (serves {', '.join(shown)})" if shown else ""
+    return Change(action, None, detail=printable(detail + words), serves=serves)
 
 
 def _collect(into: dict[str, list[Route]], name: str, kind: str, entries: Entries) -> None:
@@ -107,32 +115,38 @@ def _collect(into: dict[str, list[Route]], name: str, kind: str, entries: Entrie
 
 def _table_changes(desired: Program, observed: Program) -> Iterator[Change]:
     """What is wrong with the frame that holds the observed mappings: chains, rules, verdict maps."""
-    if observed.flags != desired.flags:
-        asleep = "the table is dormant: none of its rules act" if observed.flags & TABLE_DORMANT else ""
-        yield _told("change", asleep or f"the table has flags {observed.flags:#x}")
-    for stray in observed.strays:
-        yield _told("remove", f"{stray} is not ours")
     hook = desired.chains[naming.BASE_CHAINS[ARRIVING]].hook
     contents = {name: m for name, m in observed.maps.items() if m.kind in COUNTED}
     leaves = [wanted for wanted in map(naming.parse_port_map, contents) if wanted]
     frame = skeleton(leaves, contents, hook.priority if hook else 0)
     whole = Program(frame.chains, contents | frame.maps)
+    if observed.flags != desired.flags:
+        asleep = "the table is dormant: none of its rules act" if observed.flags & TABLE_DORMANT else ""
+        served = _serves(whole, chains=whole.chains) if asleep else ()
+        yield _told("change", asleep or f"the table has flags {observed.flags:#x}", served)
+    for stray in observed.strays:
+        yield _told("remove", f"{stray} is not ours")
+    if not observed.chains and not observed.maps:
+        if not observed.strays:
+            yield _told("add", "the table is empty")
+        return
     for name, chain in frame.chains.items():
         was = observed.chains.get(name)
         if was is None:
-            yield _told("add", f"chain {name} is missing{_serves(whole, name)}")
+            yield _told("add", f"chain {name} is missing", _serves(whole, [name]))
             continue
         if was.hook != chain.hook:
-            yield _told("change", f"chain {name} is {_hook_text(was.hook)}, not {_hook_text(chain.hook)}")
+            detail = f"chain {name} is {_hook_text(was.hook)}, not {_hook_text(chain.hook)}"
+            yield _told("change", detail, _serves(whole, [name]))
         missing = [rule for rule in chain.rules if rule not in was.rules]
         extra = [rule for rule in was.rules if rule not in chain.rules]
         for rule in missing:
-            yield _told("add", f"chain {name} lacks a rule: {describe(rule)}{_serves(whole, name)}")
+            yield _told("add", f"chain {name} lacks a rule: {describe(rule)}", _serves(whole, rules=[rule]))
         for rule in extra:
-            yield _told("remove", f"chain {name} has a rule that is not ours: {describe(rule)}")
+            yield _told("remove", f"chain {name} has a rule that is not ours: {describe(rule)}", _serves(whole, [name]))
         if not missing and not extra and was.rules != chain.rules:
-            detail = f"chain {name} has its rules in another order or twice{_serves(whole, name)}"
-            yield _told("change", detail)
+            detail = f"chain {name} has its rules in another order or twice"
+            yield _told("change", detail, _serves(whole, [name]))
     for name in observed.chains:
         if name not in frame.chains:
             yield _told("remove", f"chain {name} is not ours")
@@ -144,13 +158,11 @@ def _map_changes(whole: Program, observed: Program) -> Iterator[Change]:
         was = observed.maps.get(name)
         if was is None or was.kind != wanted.kind:
             fault = "is missing" if was is None else f"is of another kind ({was.kind})"
-            served = ", ".join(_serves(whole, value) for value, *_ in wanted.entries.values() if isinstance(value, str))
-            yield _told("add" if was is None else "change", f"map {name} {fault}{served}")
+            yield _told("add" if was is None else "change", f"map {name} {fault}", _serves(whole, maps=[name]))
         elif wanted.kind not in COUNTED and was.entries != wanted.entries:
             for key, value in wanted.entries.items():
                 if was.entries.get(key) != value:
-                    served = _serves(whole, value[0])
-                    yield _told("add", f"map {name} does not lead {key} to {value[0]}{served}")
+                    yield _told("add", f"map {name} does not lead {key} to {value[0]}", _serves(whole, [value[0]]))
             for key in was.entries:
                 if key not in wanted.entries:
                     yield _told("remove", f"map {name} has an entry that is not ours: {key}")
@@ -163,28 +175,31 @@ def _ours(name: str) -> bool:
     return naming.parse_port_map(name) is not None or name in naming.GUARD_MAPS
 
 
-def _serves(program: Program, chain: str) -> str:
-    """The mappings that a chain serves, in words: its own and those of the chains that it leads to."""
+def _serves(
+    program: Program, chains: Iterable[str] = (), rules: Iterable[Rule] = (), maps: Iterable[str] = ()
+) -> list[str]:
+    """The mappings that these parts serve, and whatever they lead to."""
     seen: set[str] = set()
     names: dict[str, None] = {}
-    pending = [chain]
-    while pending:
-        current = pending.pop()
-        if current in seen or current not in program.chains:
-            continue
-        seen.add(current)
-        for rule in program.chains[current].rules:
-            target = getattr(rule, "chain", None)
-            if target:
-                pending.append(target)
-            entries = program.maps[references(rule) or ""].entries if references(rule) in program.maps else {}
-            for value, mapping, *_ in entries.values():
+    pending, found, looked_up = list(chains), list(rules), list(maps)
+    while pending or found or looked_up:
+        if found:
+            rule = found.pop()
+            looked_up += [references(rule) or ""]
+            pending += [getattr(rule, "chain", "")]
+        elif looked_up:
+            name = looked_up.pop()
+            for value, mapping, *_ in program.maps[name].entries.values() if name in program.maps else ():
                 if mapping:
                     names[mapping] = None
                 elif isinstance(value, str):
                     pending.append(value)
-    shown = [*names][:5] + (["…"] if len(names) > 5 else [])
-    return f" (serves {', '.join(shown)})" if shown else ""
+        else:
+            name = pending.pop()
+            if name in program.chains and name not in seen:
+                seen.add(name)
+                found += program.chains[name].rules
+    return sorted(names)
 
 
 def _hook_text(hook: Hook | None) -> str:

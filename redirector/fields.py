@@ -10,7 +10,18 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from redirector.model import BACKENDS, DEFAULT_PRIORITY, PROTOCOLS, REWRITES, InvalidModel, Mapping, Ports, Settings
+from redirector.model import (
+    BACKENDS,
+    DEFAULT_PRIORITY,
+    PROTOCOLS,
+    REWRITES,
+    Mapping,
+    Ports,
+    Problem,
+    Settings,
+    family_problems,
+    listen_problems,
+)
 from redirector.values import (
     NAME,
     PRIORITIES,
@@ -22,13 +33,13 @@ from redirector.values import (
     interface,
     kind,
     name,
+    nearest,
     network,
     owner,
     ports,
     priority,
     quoted,
     several,
-    suggestion,
 )
 
 Schema = dict[str, Any]
@@ -103,45 +114,55 @@ SETTINGS: dict[str, Field] = {
 }
 
 
-def parse_table(table: object, fields: dict[str, Field], what: str, report: Report) -> dict[str, Any] | None:
-    """The parsed values of a TOML table by `fields`; None if anything was wrong (and reported)."""
+def parse_table(table: object, fields: dict[str, Field], what: str, report: Report) -> dict[str, Any]:
+    """The parsed values of a TOML table by `fields`; None for those that are wrong. What is wrong is reported."""
     if not isinstance(table, dict):
-        return report(f"{what} must be a table, not the {kind(table)} {quoted(table)}")
-    before = len(report.problems)
+        report(f"{what} must be a table, not the {kind(table)} {quoted(table)}")
+        return {}
     values: dict[str, Any] = {}
+    missing = [name for name in fields if name not in table]
+    misspelt: set[str] = set()
     for key, value in table.items():
         spec = fields.get(key)
         if spec is None:
-            missing = [f for f in fields if f not in table]
-            hint = suggestion(key, missing) or "the keys are: " + ", ".join(fields)
+            near = nearest(key, missing)
+            misspelt.add(near)
+            hint = f'did you mean "{near}"?' if near else "the keys are: " + ", ".join(fields)
             report.at(key)(f"unknown key {quoted(key)}", hint, at_key=True)
             continue
         values[key] = spec.parse(value, report.at(key))
-    for key, spec in fields.items():
-        if spec.required and key not in table:
-            report(f"{what} has no {key}", f"add {key} = ... ({spec.doc})")
-    return values if len(report.problems) == before else None
+    for key in missing:
+        if fields[key].required and key not in misspelt:
+            report(f"{what} has no {key}", f"add {key} = ... ({fields[key].doc})")
+    return values
 
 
 def parse_mapping(table: object, report: Report) -> Mapping | None:
     """One mapping from its TOML table; None if anything was wrong (and reported)."""
+    before = len(report.problems)
     label = f'mapping "{table["name"]}"' if isinstance(table, dict) and _is_name(table.get("name")) else "this mapping"
     values = parse_table(table, FIELDS, label, report)
-    if values is None:
+    # What is wrong between keys is told even where another key is wrong by itself.
+    between: list[Problem] = []
+    listen, to = values.get("listen"), values.get("to")
+    if listen and to:
+        between += listen_problems(listen, to)
+    family, address, source = values.get("family", "both"), values.get("address", ()), values.get("source", ())
+    if None not in (family, address, source):
+        between += family_problems(family, address, source)
+    for problem in between:
+        # A list of one may stand in the file as a plain value: positions fall back to the key's.
+        report.problems.append(problem._replace(path=report.path + problem.path))
+    if len(report.problems) != before or not values:
         return None
     values.setdefault("local", not (values.get("interface") or values.get("source")))
-    try:
-        return Mapping(**values)
-    except InvalidModel as error:
-        for problem in error.problems:
-            # A list of one may stand in the file as a plain value: positions fall back to the key's.
-            report.problems.append(problem._replace(path=report.path + problem.path))
-        return None
+    return Mapping(**values)
 
 
 def parse_settings(table: object, report: Report) -> Settings | None:
+    before = len(report.problems)
     values = parse_table(table, SETTINGS, "settings", report)
-    return None if values is None else Settings(**values)
+    return Settings(**values) if len(report.problems) == before else None
 
 
 def _is_name(value: object) -> bool:

@@ -98,11 +98,12 @@ class History:
         return [self.read(number) for number in self.numbers()]
 
     def previous(self) -> int:
-        """The generation before the current one. Raises NotFound."""
-        numbers = self.numbers()
-        if len(numbers) < 2:
-            raise NotFound("there is no earlier generation to go back to", "see: redirector history")
-        return numbers[-2]
+        """The generation before the current one, but for those that were never confirmed. Raises NotFound."""
+        for number in reversed(self.numbers()[:-1]):
+            record = self.read(number)
+            if isinstance(record, Unreadable) or record.confirmed:
+                return number
+        raise NotFound("there is no earlier generation to go back to", "see: redirector history")
 
     def next_number(self) -> int:
         numbers = self.numbers()
@@ -123,10 +124,11 @@ class History:
         for number in old:
             with contextlib.suppress(OSError):  # what cannot be removed does no harm
                 os.unlink(self._path(number))
-        for name in os.listdir(self._generations):
-            if name.endswith(".tmp"):  # we hold the lock, so whoever wrote it is dead
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(self._generations, name))
+        for folder in (self.folder, self._generations):
+            for name in os.listdir(folder):
+                if name.endswith(".tmp"):  # we hold the lock, so whoever wrote it is dead
+                    with contextlib.suppress(OSError):
+                        os.unlink(os.path.join(folder, name))
 
     def make_folders(self) -> None:
         """The state folder and what is in it, private. Raises Refused for one that others may write."""

@@ -224,45 +224,51 @@ def _claims(mapping: Mapping) -> Iterator[Claim]:
 
 
 def mapping_problems(mapping: Mapping) -> list[Problem]:
-    """What is wrong between the fields of one mapping (each alone is the business of `fields`)."""
+    """What is wrong between the fields of one mapping (each alone is the business of `values`)."""
+    found = listen_problems(mapping.listen, mapping.to)
+    return found + list(family_problems(mapping.family, mapping.address, mapping.source))
+
+
+def listen_problems(listen: tuple[Ports, ...], to: Ports) -> list[Problem]:
+    """Listened ranges against each other, and against the target."""
     problems: list[Problem] = []
-    if not mapping.listen:
+    if not listen:
         problems.append(Problem(("listen",), "listen is empty: name at least one port"))
     # Two ranges that are neighbours in order are the only ones that need comparing.
-    order = sorted(range(len(mapping.listen)), key=lambda i: mapping.listen[i])
+    order = sorted(range(len(listen)), key=lambda i: listen[i])
     for before, after in pairwise(order):
-        if mapping.listen[after].first <= mapping.listen[before].last:
+        if listen[after].first <= listen[before].last:
             where, other = (after, before) if after > before else (before, after)
-            message = f"{mapping.listen[where]} overlaps {mapping.listen[other]}: a port may stand only once in listen"
+            message = f"{listen[where]} overlaps {listen[other]}: a port may stand only once in listen"
             problems.append(Problem(("listen", where), message))
-    if mapping.shifted and len(mapping.listen) != 1:
-        message = f'to = "{mapping.to}" is a range: listen must then be exactly one range, not {len(mapping.listen)}'
+    if to.size > 1 and len(listen) > 1:
+        message = f'to = "{to}" is a range: listen must then be exactly one range, not {len(listen)}'
         problems.append(Problem(("to",), message, "split the mapping, one for each range"))
-    elif mapping.shifted and mapping.listen and mapping.listen[0].size != mapping.to.size:
-        listen = mapping.listen[0]
-        fitting = mapping.to.first + listen.size - 1
-        hint = f'to = "{mapping.to.first}-{fitting}" has the length of listen' if fitting <= 65535 else ""
+    elif to.size > 1 and listen and listen[0].size != to.size:
+        fitting = to.first + listen[0].size - 1
+        hint = f'to = "{to.first}-{fitting}" has the length of listen' if fitting <= 65535 else ""
         message = (
-            f'to = "{mapping.to}" has {mapping.to.size} ports, but listen = "{listen}" has {listen.size}: '
+            f'to = "{to}" has {to.size} ports, but listen = "{listen[0]}" has {listen[0].size}: '
             "a range goes to a range of the same length, or to one port"
         )
         problems.append(Problem(("to",), message, hint))
-    problems.extend(_family_problems(mapping))
     return problems
 
 
-def _family_problems(mapping: Mapping) -> Iterator[Problem]:
+def family_problems(family: str, addresses: tuple[str, ...], sources: tuple[str, ...]) -> Iterator[Problem]:
+    """Addresses and networks that the family, or each other, leaves without any packet."""
+    families = FAMILIES if family == "both" else (family,)
     for key, values, others, other_key in (
-        ("address", mapping.address, mapping.source, "source"),
-        ("source", mapping.source, mapping.address, "address"),
+        ("address", addresses, sources, "source"),
+        ("source", sources, addresses, "address"),
     ):
         for i, value in enumerate(values):
-            family = "ipv6" if ipv6(value) else "ipv4"
-            if family not in mapping.families:
-                message = f'{value} is {family}, but family = "{mapping.family}"'
-                yield Problem((key, i), message, f'leave family out, or say family = "{family}"')
+            own = "ipv6" if ipv6(value) else "ipv4"
+            if own not in families:
+                message = f'{value} is {own}, but family = "{family}"'
+                yield Problem((key, i), message, f'leave family out, or say family = "{own}"')
             elif others and all(ipv6(value) != ipv6(other) for other in others):
-                yield Problem((key, i), f"{value} is {family}, but no {other_key} of this mapping is")
+                yield Problem((key, i), f"{value} is {own}, but no {other_key} of this mapping is")
 
 
 def ruleset_problems(mappings: Iterable[Mapping]) -> list[Problem]:

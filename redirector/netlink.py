@@ -41,7 +41,8 @@ SO_RCVBUFFORCE = 33
 # The kernel fills dump messages up to 32 KiB (netlink_recvmsg remembers the reader's size up to that).
 RECEIVE_SIZE = 65536
 RECEIVE_BUFFER = 4 << 20
-TIMEOUT_SECONDS = 5.0
+# The kernel answers while it takes a message: waiting at all is for the unforeseen, and a command may wait three times.
+TIMEOUT_SECONDS = 3.0
 
 HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")

@@ -7,6 +7,7 @@ people and promises nothing. Names that others chose (users' files, foreign tabl
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redirector.errors import printable
@@ -61,8 +62,11 @@ def diagnostic_json(found: Diagnostic) -> dict[str, Any]:
     }
 
 
-def finding_text(found: Finding, paint: Paint) -> str:
+def finding_text(found: Finding, paint: Paint, allowed: AbstractSet[str] = frozenset()) -> str:
+    """A refusal, or a warning; what a flag in `allowed` insists on is only a warning."""
     subject = f"{found.mapping}: " if found.mapping else ""
+    if found.flag in allowed:
+        return f"{paint('warning:', 'yellow')} {subject}{found.message} (allowed by {found.flag})"
     if found.flag:
         return f"{paint('refused:', 'red')} {subject}{found.message} ({found.flag} to insist)"
     return f"{paint('warning:', 'yellow')} {subject}{found.message}"
@@ -232,6 +236,15 @@ def pending_json(waiting: Pending | None) -> dict[str, Any] | None:
     return {"generation": waiting.generation, "seconds_left": round(waiting.seconds_left, 1)}
 
 
+def mending(status: Status) -> str:
+    """The command that brings back what the last generation says."""
+    record = status.record
+    flag = " --replace-foreign" if any("is not ours: " in drift.detail for drift in status.drift) else ""
+    if record is None or record.action != "apply" or not record.origin.startswith("/"):
+        return f"redirector rollback{flag} {record.generation}" if record else "redirector apply"
+    return f"redirector apply{flag} {printable(record.origin)}"
+
+
 def status_text(status: Status, file_note: str, paint: Paint, waiting: Pending | None = None) -> str:
     words, colour = STATES[status.state]
     record = status.record
@@ -242,7 +255,7 @@ def status_text(status: Status, file_note: str, paint: Paint, waiting: Pending |
         )
     lines = [" · ".join(parts)]
     if record and record.ruleset.mappings:
-        drifted = {drift.mapping for drift in status.drift}
+        drifted = status.drifted
         width = max(len(m.name) for m in record.ruleset.mappings)
         lines.append("")
         for mapping in record.ruleset.mappings:
@@ -254,7 +267,7 @@ def status_text(status: Status, file_note: str, paint: Paint, waiting: Pending |
         lines.append("")
         labels = ((drift, f"{paint(drift.kind, 'red')}: {drift.mapping or '(table)'}") for drift in status.drift)
         lines += [f"  {label}: {drift_detail(drift)}" for drift, label in labels]
-        lines += ["", "mend it by: redirector apply"]
+        lines += ["", f"mend it by: {mending(status)}"]
     if waiting:
         left = f"{waiting.seconds_left:.0f} s left"
         lines += ["", f"{left}: redirector confirm keeps generation {waiting.generation}, cancel takes it back"]
@@ -264,7 +277,7 @@ def status_text(status: Status, file_note: str, paint: Paint, waiting: Pending |
 
 def status_json(status: Status, file: str, changed: bool | None, file_error: str) -> dict[str, Any]:
     record = status.record
-    drifted = {drift.mapping for drift in status.drift}
+    drifted = status.drifted
     mappings = record.ruleset.mappings if record else ()
     return {
         "state": status.state,

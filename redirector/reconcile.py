@@ -25,6 +25,7 @@ from redirector.history import History, Record, Unreadable
 from redirector.model import Ruleset
 from redirector.plan import AddMap, Plan, make_plan, program_digest
 from redirector.program import Program
+from redirector.store import Unsynced
 
 ATTEMPTS = 50
 SECONDS = 5.0
@@ -79,7 +80,7 @@ def plan_for(ruleset: Ruleset, snapshot: Snapshot, *, purge: bool = False, repla
         if not replace_foreign:
             message = f"the kernel has a table inet redirector that is not ours: {snapshot.foreign}"
             raise Refused(message, "rename or remove it, or insist with --replace-foreign")
-        observed = Program({}, {}, 0, ("a table that is not ours",))
+        observed = Program({}, {}, 0, ("what somebody else made of the table",))
     desired = desired_program(ruleset, purge)
     if desired is not None and not ruleset.enabled and observed is None:
         desired = None  # nothing to drain: no table is as good as an empty one
@@ -88,6 +89,19 @@ def plan_for(ruleset: Ruleset, snapshot: Snapshot, *, purge: bool = False, repla
 
 def change(backend: Backend, history: History, wish: Wish) -> Outcome:
     """Make it so, and record it. The lock of `history` must be held."""
+    disarm: list[Callable[[], None]] = []
+    try:
+        return _change(backend, history, wish, disarm)
+    except RedirectorError as error:
+        # An unknown outcome leaves the watchdog, which goes back to the last confirmed generation; so does what ends
+        # this process or has no name.
+        if disarm and not isinstance(error, OutcomeUnknown):
+            disarm[0]()
+        raise
+
+
+def _change(backend: Backend, history: History, wish: Wish, disarm: list[Callable[[], None]]) -> Outcome:
+    """As `change`; what undoes `wish.arm` is added to `disarm`. It is armed once, before the first attempt."""
     current = history.current()
     deadline = time.monotonic() + SECONDS
     overwritten = False
@@ -99,7 +113,7 @@ def change(backend: Backend, history: History, wish: Wish) -> Outcome:
         if plan or not wish.ruleset.enabled:
             wish.judge(wish.ruleset, plan, snapshot)
         try:
-            outcome = _carry_out(backend, history, wish, plan, snapshot, current)
+            outcome = _carry_out(backend, history, wish, plan, snapshot, current, disarm)
             return outcome._replace(flows=_restart_flows(backend, wish.ruleset, plan))
         except Overtaken as error:
             overwritten = overwritten or isinstance(error, _Overwritten)
@@ -119,6 +133,7 @@ def _carry_out(
     plan: Plan,
     snapshot: Snapshot,
     current: Record | Unreadable | None,
+    disarm: list[Callable[[], None]],
 ) -> Outcome:
     """Commit one plan and record it. Raises Overtaken where somebody else was faster."""
     known = current if isinstance(current, Record) else None
@@ -142,25 +157,25 @@ def _carry_out(
         confirmed=wish.arm is None,
     )
     prepared = history.prepare(record)
-    disarm = None
     try:
-        if wish.arm:
-            disarm = wish.arm(record.generation)
+        if wish.arm and not disarm:
+            disarm.append(wish.arm(record.generation))
         if plan:
             _commit(backend, plan, snapshot, wish.verify)
-    except BaseException as error:
-        # An unknown outcome leaves no record either: status then compares with the last certain one. And it leaves the
-        # watchdog, which goes back to the last confirmed generation.
+    except BaseException:
+        # An unknown outcome leaves no record either: status then compares with the last certain one.
         prepared.discard()
-        if disarm and isinstance(error, Overtaken | Refused):
-            disarm()
         raise
     try:
         prepared.keep()
+    except Unsynced as error:
+        message = f"the change is in force, but the disk may lose the record of it ({error.strerror})"
+        raise OutcomeUnknown(message, "see: redirector status; and see to the disk") from None
     except OSError as error:
         prepared.discard()
         _undo(backend, snapshot, f"the generation could not be recorded ({error.strerror})")
-    history.prune()
+    with contextlib.suppress(RedirectorError, OSError):  # the next one will do it
+        history.prune()
     return Outcome(plan, record.generation, True)
 
 

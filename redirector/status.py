@@ -17,7 +17,8 @@ class Drift(NamedTuple):
     """One difference between the kernel and the last applied generation, in mappings where it can be told so.
 
     `kind`: missing, extra or changed (of a mapping's routes), or structure (chains, rules, maps, the table), told in
-    `detail`. `extra` are routes that the kernel has and should not, `missing` those that it lacks.
+    `detail`. `extra` are routes that the kernel has and should not, `missing` those that it lacks. `serves` names the
+    mappings whose packets may go elsewhere because of it.
     """
 
     kind: str
@@ -25,6 +26,7 @@ class Drift(NamedTuple):
     detail: str
     extra: tuple[Route, ...] = ()
     missing: tuple[Route, ...] = ()
+    serves: tuple[str, ...] = ()
 
 
 class Status(NamedTuple):
@@ -36,6 +38,11 @@ class Status(NamedTuple):
     drift: tuple[Drift, ...]
     connections: dict[str, int]
     note: str = ""
+
+    @property
+    def drifted(self) -> set[str]:
+        """The mappings that drift concerns."""
+        return {name for drift in self.drift for name in (drift.mapping, *drift.serves) if name}
 
 
 def status(backend: Backend, history: History, *, waiting: bool = False) -> Status:
@@ -82,10 +89,9 @@ def _elsewhere(backend: Backend, record: Record) -> str:
 
 def _drift(found: Change) -> Drift:
     kinds = {"add": "missing", "remove": "extra", "change": "changed"}
-    if found.mapping is None:
-        return Drift("structure", None, found.detail)
-    # What apply would take away is extra, and what it would add is missing.
-    return Drift(kinds[found.action], found.mapping, found.detail, found.gone, found.new)
+    # What apply would take away is extra, and what it would add is missing. Entries without a mapping's name have both.
+    kind = "structure" if found.detail else kinds[found.action]
+    return Drift(kind, found.mapping, found.detail, found.gone, found.new, found.serves)
 
 
 def count_connections(snapshot: Snapshot) -> dict[str, int]:

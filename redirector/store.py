@@ -17,8 +17,12 @@ from collections.abc import Iterator
 
 from redirector.errors import NotPermitted, Refused, TryAgain, printable
 
-LOCK_SECONDS = 10.0
+LOCK_SECONDS = 8.0
 LOCK_POLL_SECONDS = 0.02
+
+
+class Unsynced(OSError):
+    """A file counts, but the disk did not confirm it: a power cut may undo it."""
 
 
 class Prepared:
@@ -28,18 +32,23 @@ class Prepared:
         self._temporary, self._final = temporary, final
 
     def keep(self) -> None:
-        """Let it count. Raises OSError, and then it does not."""
+        """Let it count. Raises Unsynced if it does, but may not outlast a power cut; any other OSError if it does not."""
+        replaces = os.path.lexists(self._final)
         os.rename(self._temporary, self._final)
         try:
             sync_folder(os.path.dirname(self._final))
-        except OSError:
-            # Whoever is told that it failed must not find it there.
+        except OSError as error:
+            # Whoever is told that it failed must not find it there; but what it replaced cannot be brought back.
             with contextlib.suppress(OSError):
-                os.unlink(self._final)
+                if not replaces:
+                    os.unlink(self._final)
+            if os.path.lexists(self._final):
+                raise Unsynced(error.errno, error.strerror) from None
             raise
 
     def discard(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        """Take it away; where even that fails it stays, and nobody reads it."""
+        with contextlib.suppress(OSError):
             os.unlink(self._temporary)
 
 
@@ -87,7 +96,8 @@ def locked(folder: str) -> Iterator[None]:
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
-        os.close(descriptor)  # and with it the lock, as when the process dies
+        with contextlib.suppress(OSError):  # close(2) gives the descriptor back even where it fails
+            os.close(descriptor)  # and with it the lock, as when the process dies
 
 
 def _acquire(descriptor: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from redirector.model import Ports, Problem
@@ -46,12 +46,17 @@ def kind(value: object) -> str:
     return next((name for type_, name in names if isinstance(value, type_)), "date or time")
 
 
-def suggestion(word: str, words: object) -> str:
-    """A "did you mean" for a misspelt word, "" where nothing is near."""
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The one of `words` that a misspelt word was meant to be, "" where none is near."""
     import difflib  # only after an error
 
-    near = difflib.get_close_matches(word.lower()[:80], list(words), n=1, cutoff=0.55)  # type: ignore[call-overload]
-    return f'did you mean "{near[0]}"?' if near else ""
+    return next(iter(difflib.get_close_matches(word.lower()[:80], list(words), n=1, cutoff=0.55)), "")
+
+
+def suggestion(word: str, words: Iterable[str]) -> str:
+    """A "did you mean" for a misspelt word, "" where nothing is near."""
+    near = nearest(word, words)
+    return f'did you mean "{near}"?' if near else ""
 
 
 def quoted(value: object) -> str:

@@ -240,8 +240,8 @@ def _entries(state: _State, step: AddEntries | DeleteEntries) -> None:
         raise Busy(f"no map {step.map} of {step.kind}")
     if isinstance(step, DeleteEntries):
         for key in step.keys:
-            if key not in found.entries:
-                raise Busy(f"{step.map} has no {key}")
+            if key not in found.entries or found.entries[key][0] is None:
+                raise Busy(f"{step.map} has no {key}, or none that can be named")
             del found.entries[key]
         return
     for key, value in step.entries.items():

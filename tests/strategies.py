@@ -328,7 +328,7 @@ def _hit_map(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) ->
     if what == "delete":
         del maps[name]
     elif what == "small":
-        maps[name] = Map(maps[name].kind, maps[name].entries, draw(st.integers(0, 3)))
+        maps[name] = Map(maps[name].kind, maps[name].entries, len(maps[name].entries) + draw(st.integers(0, 3)))
     else:
         maps[name] = Map(PORTS if what == "kind" else "foreign: key type 0x7", {})
 
@@ -343,20 +343,25 @@ def _hit_entries(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]
         return
     key = draw(st.sampled_from(list(entries))) if entries else None
     verdicts = kind in (INTERFACES, *ADDRESSES.values())
-    match draw(st.sampled_from(("remove", "add", "value", "mapping", "odd"))):
+    match draw(st.sampled_from(("remove", "add", "value", "mapping", "odd", "odd key"))):
         case "remove" if key is not None:
             del entries[key]
+        case "value" if key is not None and verdicts and draw(st.booleans()):
+            entries[key] = (None, "", "no jump")  # type: ignore[assignment]  # a verdict such as drop
         case "value" if key is not None:
             value = draw(st.sampled_from(sorted(chains))) if verdicts else draw(st.integers(0, 65535))
             entries[key] = (value, entries[key][1])
         case "mapping" if key is not None and not verdicts:
             entries[key] = (entries[key][0], draw(st.sampled_from(("", "stranger", "web-1"))))
+        case "odd key":
+            entries["0600"] = (None, "", "an odd key")  # type: ignore[assignment]
         case "odd" if key is not None:
             entries[key] = (*entries[key][:2], "no counter")  # type: ignore[assignment]  # as decode tells it
         case _:
             value = draw(st.sampled_from(sorted(chains))) if verdicts else draw(st.sampled_from((0, 8080)))
             entries[draw(KEYS[kind])] = (value, "" if verdicts else "stranger")
-    maps[name] = Map(kind, entries, maps[name].capacity)
+    capacity = maps[name].capacity
+    maps[name] = Map(kind, entries, capacity and max(capacity, len(entries)))
 
 
 def _consistent(chains: dict[str, Chain], maps: dict[str, Map]) -> tuple[dict[str, Chain], dict[str, Map]]:
@@ -369,7 +374,7 @@ def _consistent(chains: dict[str, Chain], maps: dict[str, Map]) -> tuple[dict[st
 
     for name, found in maps.items():
         if found.kind in (INTERFACES, *ADDRESSES.values()):
-            kept = {key: value for key, value in found.entries.items() if value[0] in plain}
+            kept = {key: value for key, value in found.entries.items() if value[0] is None or value[0] in plain}
             maps[name] = Map(found.kind, kept, found.capacity)
     return {n: Chain(c.hook, tuple(r for r in c.rules if stands(r))) for n, c in chains.items()}, maps
 

@@ -144,7 +144,9 @@ def test_targets_that_nobody_can_reach_are_warned_about(wanted: Mapping, listene
         (None, 1000, {}, ""),
     ],
 )
-def test_another_owner_is_refused(owner: str | int | None, uid: int, users: dict[str | int, int | None], words: str) -> None:
+def test_another_owner_is_refused(
+    owner: str | int | None, uid: int, users: dict[str | int, int | None], words: str
+) -> None:
     told = found(mapping("web", owner=owner), listeners=[listener(8080, "::", uid=uid)], users=users)
     assert len(told) == bool(words)
     if words:

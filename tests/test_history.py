@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,7 +30,7 @@ def history(tmp_path: Path) -> History:
 def save(history: History) -> Save:
     """Writes the next generation, with other fields where they are given."""
 
-    def write(**fields: object) -> Record:
+    def write(**fields: Any) -> Record:
         record = make(history.next_number())._replace(**fields)
         history.prepare(record).keep()
         return record
@@ -148,8 +149,10 @@ def test_damage_is_told_and_never_an_exception_nor_another_record(history: Histo
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"null", b"[]", b"3", b'"x"', b"{}", b'{"checksum": 3}', b"\xff", b"[" * 100_000, b"9" * 10_000, b"NaN"]
-    + [b'{"a":' * 50_000, b'{"checksum": "00000000", "generation": 1e999}'],
+    [
+        *(b"", b"null", b"[]", b"3", b'"x"', b"{}", b'{"checksum": 3}', b"\xff", b"NaN"),
+        *(b"[" * 100_000, b"9" * 10_000, b'{"a":' * 50_000, b'{"checksum": "00000000", "generation": 1e999}'),
+    ],
     ids=lambda data: data[:12],
 )
 def test_files_of_anything_else_are_damaged(history: History, data: bytes) -> None:
@@ -203,7 +206,17 @@ def test_a_damaged_generation_still_has_its_number(history: History, save: Save)
     assert [type(found) for found in history.all()] == [Record, Unreadable, Record]
 
 
-@pytest.mark.parametrize("name", ["0000007.json", "7.json", "x.json", "000007.json.1.tmp", "٠٠٠٠٠٧.json", "-00007.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "0000007.json",
+        "7.json",
+        "x.json",
+        "000007.json.1.tmp",
+        "\u0660\u0660\u0660\u0660\u0660\u0667.json",
+        "-00007.json",
+    ],
+)
 def test_other_files_in_the_folder_are_no_generations(history: History, save: Save, name: str) -> None:
     record = save()
     (Path(history.folder) / "generations" / name).write_bytes(_encode(make(7)))
@@ -278,7 +291,7 @@ def test_pruning_takes_away_what_the_dead_left_and_stumbles_over_nothing(history
 
 def test_a_folder_that_others_may_write_is_refused(history: History, save: Save) -> None:
     save()
-    os.chmod(history.folder, 0o777)
+    Path(history.folder).chmod(0o777)
     with pytest.raises(Refused, match="can be written by others"):
         history.prepare(make(2))
     with pytest.raises(Refused, match="can be written by others"), history.locked():

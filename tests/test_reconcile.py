@@ -1,8 +1,9 @@
-"""The story, told to a backend without a kernel: what is committed, recorded and undone, and what the exit says of it."""
+"""The story, told to a backend without a kernel: what is committed, recorded, undone, and what the exit code says."""
 
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -31,7 +32,7 @@ def history(tmp_path: Path) -> History:
     return History(str(tmp_path / "state"))
 
 
-def apply(backend: MemoryBackend, history: History, ruleset: Ruleset, **more: object) -> Outcome:
+def apply(backend: MemoryBackend, history: History, ruleset: Ruleset, **more: Any) -> Outcome:
     with history.locked():
         return change(backend, history, Wish(ruleset, APPLY)._replace(**more))
 
@@ -43,7 +44,7 @@ def files(history: History) -> list[str]:
 
 
 def failing(
-    kind: type[RedirectorError], backend: MemoryBackend, history: History, ruleset: Ruleset, **more: object
+    kind: type[RedirectorError], backend: MemoryBackend, history: History, ruleset: Ruleset, **more: Any
 ) -> RedirectorError:
     """The error of an apply that must fail; exactly of this kind, for that is the exit code."""
     with pytest.raises(kind) as caught:
@@ -407,7 +408,9 @@ def test_the_guards_judge_each_plan_before_it_is_carried_out(history: History) -
 
 def test_counters_go_along_with_maps_that_are_made_anew(history: History) -> None:
     class Counting(MemoryBackend):
-        carried: Counters = {}
+        def __init__(self, program: Program) -> None:
+            super().__init__(program)
+            self.carried: Counters = {}
 
         def observe(self) -> Snapshot:
             counters = {name: dict.fromkeys(found.entries, (7, 700)) for name, found in PROGRAM.maps.items()}
@@ -485,7 +488,9 @@ def test_settings_are_part_of_what_is_applied(history: History) -> None:
 
 @st.composite
 def _events(draw: st.DrawFn) -> list[tuple[str, object]]:
-    kinds = st.sampled_from(("apply", "apply", "remove", "purge", "rollback", "damage", "touch", "doubt", "lose", "again"))
+    kinds = st.sampled_from(
+        ("apply", "apply", "remove", "purge", "rollback", "damage", "touch", "doubt", "lose", "again")
+    )
     return [
         (kind, draw(rulesets()) if kind == "apply" else draw(st.integers(1, 5)))
         for kind in draw(st.lists(kinds, min_size=1, max_size=8))

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, folders that are private, and the lock: against other processes, and their death."""
+"""Files that are whole or not there, folders that are private, and a lock that dies with the process that holds it."""
 
 import errno
 import os
@@ -250,7 +250,10 @@ def test_a_full_or_read_only_disk_is_refused(tmp_path: Path, option: str, number
     """
     # Of the two, a lock needs an inode, but no room.
     command = python(
-        script, str(tmp_path), option, before=("unshare", "--user", "--map-root-user", "--mount", "--propagation", "private")
+        script,
+        str(tmp_path),
+        option,
+        before=("unshare", "--user", "--map-root-user", "--mount", "--propagation", "private"),
     )
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     message = f"the state in {tmp_path} cannot be written ({os.strerror(number)}); nothing was changed"

@@ -41,14 +41,12 @@ def test_parsing_inverts_keys(pair: tuple[str, object]) -> None:
 
 
 @given(st.sampled_from(sorted(KEYS)), st.binary(max_size=30))
-def test_other_bytes_are_refused_or_told_apart(kind: str, raw: bytes) -> None:
-    """What is parsed and packed again is the same bytes, or visibly not: no two keys of the kernel become one."""
+def test_any_bytes_are_a_key_or_refused(kind: str, raw: bytes) -> None:
+    """Bytes of the right length are always a key; that it is packed to the same ones `decode.entries` makes sure."""
     try:
-        key = wire.parse_key(kind, raw)
-        again = wire.key_bytes(kind, key)
-    except (ValueError, OSError, struct.error):
-        return
-    assert again == raw or len(again) != len(raw) or kind == INTERFACES or again[-4:] != raw[-4:] or b"\0" in again
+        wire.parse_key(kind, raw)
+    except (ValueError, struct.error):
+        assert len(raw) != wire.SET_TYPES[kind].key_len
 
 
 @given(st.sampled_from(sorted(KEYS)), st.data())

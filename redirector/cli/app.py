@@ -35,6 +35,7 @@ class App:
         self.netns = ""
         self.json = False
         self.findings: list[Finding] = []
+        self.allowed: set[str] = set()
 
     @property
     def paint(self) -> Paint:
@@ -101,11 +102,11 @@ class App:
 
     def judge(self, insist: dict[str, bool]) -> Judge:
         """The guards as `reconcile` calls them: raises Refused for what no flag insists on, keeps the rest to tell."""
-        allowed = {"--" + name.replace("_", "-") for name, given in insist.items() if given}
+        self.allowed = {"--" + name.replace("_", "-") for name, given in insist.items() if given}
 
         def judge(ruleset: Ruleset, plan: Plan, snapshot: Snapshot) -> None:
             self.findings = self.findings_of(ruleset, plan, snapshot)
-            refused = [found for found in self.findings if found.flag and found.flag not in allowed]
+            refused = [found for found in self.findings if found.flag and found.flag not in self.allowed]
             if refused:
                 lines = [f"{found.mapping}: {found.message}" if found.mapping else found.message for found in refused]
                 flags = " ".join(sorted({found.flag for found in refused}))
@@ -126,7 +127,7 @@ class App:
 
         if not self.json:
             for found in findings:
-                say(finding_text(found, paint_for(sys.stderr)), sys.stderr)
+                say(finding_text(found, paint_for(sys.stderr), self.allowed), sys.stderr)
 
 
 def shared(function: F) -> F:

@@ -76,7 +76,9 @@ def apply(
                 backend.check(found.steps, {})
             app.warn(app.findings)
             app.report(
-                lambda: output.plan_text(found, app.paint),
+                lambda: (
+                    output.plan_text(found, app.paint) + "; the kernel accepts it, nothing was changed" * bool(found)
+                ),
                 lambda: output.plan_json(found, app.findings) | {"dry_run": True},
             )
             return 0
@@ -146,7 +148,7 @@ def remove(app: App, purge: bool, replace_foreign: bool) -> int:
             Ruleset((), settings), app.origin("remove", "--purge" if purge else ""), purge, replace_foreign
         )
         outcome = reconcile.change(app.backend(settings.backend), history, wish)
-    if purge and not app.json:
+    if purge and outcome.plan and not app.json:
         from redirector.terminal import say
 
         say("the table is gone; connections that it had redirected are reset at their next packet", sys.stderr)

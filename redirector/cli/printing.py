@@ -8,16 +8,18 @@ import click
 
 from redirector.cli.app import App, command, file_argument
 from redirector.errors import Usage, printable
+from redirector.renderers import KINDS
 
 
 @command
 @file_argument
-@click.option("--as", "kind", default="nft", show_default=True, help="nft or json.")
-def render(_app: App, file: str, kind: str) -> int:
+@click.option("--as", "kind", default="nft", show_default=True, help=f"One of: {', '.join(KINDS)}.")
+def render(app: App, file: str, kind: str) -> int:
     """Print the rules for FILE as text that other tools load."""
     from redirector import mappings, renderers, terminal
     from redirector.compile import compile_ruleset
 
+    kind = "json" if app.json else kind
     if kind not in renderers.KINDS:
         raise Usage(f"there is no rendering as {printable(kind)}", "the kinds are: " + ", ".join(renderers.KINDS))
     ruleset = mappings.load(file)
@@ -36,16 +38,18 @@ def schema(_app: App) -> int:
 
 
 @command
-def demo(_app: App) -> int:
+def demo(app: App) -> int:
     """Show everything on real packets, in private network namespaces; nothing of this machine is touched."""
     from redirector.demo import run
 
+    if app.json:
+        raise Usage("the demo is for people: it has no JSON")
     return run()
 
 
 @command
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> int:
+def completion(_app: App, shell: str) -> int:
     """Print the completion script for SHELL: eval it, or put it where the shell looks for completions."""
     from click.shell_completion import get_completion_class
 

@@ -19,6 +19,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from redirector.plan import make_plan
 from redirector.program import Program
 from tests.kernel.lab import Lab
 from tests.kernel.product import ORIGIN, Product, mapping, ruleset
-from tests.kernel.strace import NETLINK, Call, Fault, calls
+from tests.kernel.strace import DISK, NETLINK, PROCESS, Call, Fault, calls
 
 SECONDS = 10.0  # in which every run ends
 LONG = 3600.0  # to confirm in; nothing here waits for it
@@ -43,10 +44,12 @@ OLD = mapping("web", 80, 8080) + mapping("dns", 53, 5353, protocol=["tcp", "udp"
 NEW = mapping("web", 80, 8081) + mapping("ssl", 443, 8443)
 FOREIGN = "table ip others { chain input { type filter hook input priority 0; tcp dport 99 counter drop; }; }"
 
-NETLINK_ERRORS = ("ENOBUFS", "EMSGSIZE", "EINTR", "EAGAIN", "ENOMEM", "EPERM")
-DISK_ERRORS = ("ENOSPC", "EROFS", "EIO", "EPERM", "EINTR", "ENOMEM")
-PROCESS_ERRORS = ("EAGAIN", "ENOMEM")
-OUTPUT_ERRORS = ("ENOSPC", "EPIPE", "EIO")
+ERRORS = {
+    "netlink": ("ENOBUFS", "EMSGSIZE", "EINTR", "EAGAIN", "ENOMEM", "EPERM"),
+    "disk": ("ENOSPC", "EROFS", "EIO", "EPERM", "EINTR", "ENOMEM"),
+    "process": ("EAGAIN", "ENOMEM"),
+    "output": ("ENOSPC", "EPIPE", "EIO"),
+}
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGPIPE")
 
 UNCHANGED = (1, 7, 64, 69, 75, 77, 78)
@@ -165,20 +168,20 @@ def faults_at(found: list[Call], *, errors: bool) -> Iterator[Fault]:
     seen: set[object] = set()
     for i, call in enumerate(found):
         yield Fault(call, "SIGKILL")
-        if not errors:
+        names = ERRORS.get(call.device, ())
+        if not errors or not names:
             continue
         # The first call of each kind gets every error, what comes again one, another each time. Netlink calls are
         # all of one kind, but for those from the commit on, where everything else is another matter, too.
         committed = any(earlier.about == "NFNL_MSG_BATCH_BEGIN" for earlier in found[: i + 1])
         kind = (call.name, call.device == "netlink" or call.about, committed)
-        names = ERRORS.get(call.device, ())
-        if kind in seen or call.name not in (*NETLINK, *DISK, *PROCESS):
-            yield from (Fault(call, names[(i + n) % len(names)]) for n in range(0 if kind in seen and n else 1))
-        yield from (Fault(call, name) for name in names)
-        if call.others:
-            yield from (Fault(call, name, always=True) for name in names)
-            yield from (Fault(call, signal) for signal in SIGNALS)
+        thorough = kind not in seen and call.name in (*NETLINK, *DISK, *PROCESS)
         seen.add(kind)
+        chosen = names if thorough else (names[i % len(names)],)
+        yield from (Fault(call, name) for name in chosen)
+        if thorough and call.others:
+            yield from (Fault(call, name, always=True) for name in chosen)
+            yield from (Fault(call, signal) for signal in SIGNALS)
 
 
 class Rig:
@@ -223,11 +226,23 @@ class Rig:
     def run(self, options: list[str]) -> Ended:
         """The command, under strace."""
         argv = ["strace", "-o", self._log, *options, *self.command]
-        try:
-            done = self.lab.host.namespace.run(argv, env=self.lab.environment(), text=True, timeout=SECONDS)
-        except subprocess.TimeoutExpired as error:
-            return Ended(None, str(error.stderr))
-        return Ended(done.returncode, done.stdout + done.stderr)
+        environment = self.lab.environment()
+        # A group of its own, to be killed as a whole: what strace has let go of would run on, unharmed.
+        child = self.lab.host.namespace.popen(
+            argv,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            process_group=0,
+        )
+        with child:
+            try:
+                return Ended(child.wait(SECONDS), child.stdout.read())
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+                return Ended(None, child.stdout.read())
 
     def look(self) -> Held:
         """What there is now."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from redirector.output import drift_detail
 from redirector.plan import AddChain
 from tests.kernel.echo import Answered
 from tests.kernel.lab import CLIENT, HOST, HOST_SECONDARY, Lab, Machine
@@ -20,34 +21,33 @@ EVERYTHING = (
     + mapping("link", "1000-1003", "2000-2003", interface=["eth0", "veth*"], rewrite="redirect", family="ipv4")
     + mapping("own", 443, 8443, interface="lo")
 )
+MAPPINGS = ["web", "staff", "dns", "link", "own"]
 LEADS = "meta l4proto { tcp, udp, sctp }"
 
 
 @dataclass(frozen=True, slots=True)
 class Tampering:
     """`text` is for nft; `{chain/2}` stands for the handle of the chain's third rule. Then what `status` has to say:
-    the `kind` of drift, of which mapping, or which words otherwise."""
+    the `kind` of drift and some of the `words`, and which `mappings` are out of sync."""
 
     name: str
     text: str
     kind: str
-    mapping: str = ""
-    words: str = ""
+    words: str
+    mappings: frozenset[str]
 
 
 def element(name: str, change: str, kind: str, mapping: str = "web", words: str = "") -> Tampering:
     """Changes of elements: "-map { … }" takes away, "+map { … }" adds, several after each other."""
     verbs = {"-": "delete element", "+": "add element"}
-    return Tampering(
-        name, "\n".join(f"{verbs[c[0]]} inet redirector {c[1:]}" for c in change.split(" | ")), kind, mapping, words
-    )
+    text = "\n".join(f"{verbs[c[0]]} inet redirector {c[1:]}" for c in change.split(" | "))
+    return Tampering(name, text, kind, words, frozenset(mapping.split()))
 
 
-def structure(name: str, text: str, words: str = "", mapping: str = "") -> Tampering:
-    """Anything else; "~" stands for our table. `mapping` is one that is served by what is damaged."""
-    return Tampering(
-        name, text.replace("~", "inet redirector"), "structure", "", f"serves {mapping}" if mapping else words
-    )
+def structure(name: str, text: str, words: str = "", mappings: str = "") -> Tampering:
+    """Anything else; "~" stands for our table. `mappings` are those that are served by what is damaged."""
+    served = " ".join(MAPPINGS) if mappings == "all" else mappings
+    return Tampering(name, text.replace("~", "inet redirector"), "structure", words, frozenset(served.split()))
 
 
 REBUILT_MAP = f"""
@@ -78,32 +78,43 @@ REBUILT_MAP = f"""
     }}"""
 
 TAMPERINGS = (
-    element("an element deleted", "-ports { tcp . 80 }", "missing"),
-    element("an element changed", '-ports { tcp . 80 } | +ports { tcp . 80 comment "web" : 8081 }', "changed"),
-    element("an element added", '+ports { tcp . 22 comment "web" : 8080 }', "extra"),
+    element("an element deleted", "-ports { tcp . 80 }", "changed", words="lacks tcp 80 → 8080"),
+    element(
+        "an element changed", '-ports { tcp . 80 } | +ports { tcp . 80 comment "web" : 8081 }', "changed", words="8081"
+    ),
+    element("an element added", '+ports { tcp . 22 comment "web" : 8080 }', "changed", words="has tcp 22 → 8080"),
     element("an element of nobody added", "+ports { tcp . 22 : 8080 }", "extra", "", "tcp 22"),
-    element("an element of a stranger added", '+ports { tcp . 22 comment "odd" : 8080 }', "extra", "odd"),
-    element("a comment changed", '-ports { tcp . 80 } | +ports { tcp . 80 comment "wed" : 8080 }', "missing"),
-    element("a comment deleted", "-ports { tcp . 80 } | +ports { tcp . 80 : 8080 }", "missing"),
-    element("an element of another protocol", '+ports { dccp . 80 comment "web" : 8080 }', "extra"),
-    element("an element of a scope deleted", "-arriving_from_192.0.2.0/24_ports { tcp . 80 }", "missing", "staff"),
-    element("an element of one family deleted", "-at_2001-db8-1--2_ports { udp . 53 }", "missing", "dns"),
+    element(
+        "an element of a stranger added", '+ports { tcp . 22 comment "odd" : 8080 }', "extra", "", "odd has tcp 22"
+    ),
+    element(
+        "a comment changed",
+        '-ports { tcp . 80 } | +ports { tcp . 80 comment "wed" : 8080 }',
+        "extra",
+        "web",
+        "wed has tcp 80",
+    ),
+    element("a comment deleted", "-ports { tcp . 80 } | +ports { tcp . 80 : 8080 }", "changed"),
+    element("an element of another protocol", '+ports { dccp . 80 comment "web" : 8080 }', "changed"),
+    element("an element of a scope deleted", "-arriving_from_192.0.2.0/24_ports { tcp . 80 }", "changed", "staff"),
+    element("an element of one family deleted", "-at_2001-db8-1--2_ports { udp . 53 }", "changed", "dns"),
     element(
         "an element of a range changed",
-        '-arriving_on_eth0_redirects_ipv4 { tcp . 1002 } | +arriving_on_eth0_redirects_ipv4 { tcp . 1002 comment "link" : 22 }',
+        "-arriving_on_eth0_redirects_ipv4 { tcp . 1002 }"
+        ' | +arriving_on_eth0_redirects_ipv4 { tcp . 1002 comment "link" : 22 }',
         "changed",
         "link",
     ),
-    element("a guard deleted", "-guards { tcp . 8080 }", "missing"),
-    element("a guard added", '+guards { tcp . 22 comment "web" }', "extra"),
-    element("a guard of an address deleted", "-guards_ipv6_at { 2001:db8:1::2 . udp . 5300 }", "missing", "dns"),
+    element("a guard deleted", "-guards { tcp . 8080 }", "changed"),
+    element("a guard added", '+guards { tcp . 22 comment "web" }', "changed"),
+    element("a guard of an address deleted", "-guards_ipv6_at { 2001:db8:1::2 . udp . 5300 }", "changed", "dns"),
     element("a guard of an address added", "+guards_ipv4_at { 192.0.2.1 . tcp . 5300 }", "extra", "", "tcp 5300"),
-    Tampering("a map flushed", "flush map inet redirector ports", "missing", "web"),
-    Tampering("a set flushed", "flush set inet redirector guards", "missing", "web"),
+    Tampering("a map flushed", "flush map inet redirector ports", "changed", "80-81 → 8080", frozenset({"web"})),
+    Tampering("a set flushed", "flush set inet redirector guards", "changed", "8080 refused", frozenset({"web"})),
     structure(
         "an element of a verdict map deleted",
         "delete element ~ arriving_sources_ipv4_24 { 192.0.2.0 }",
-        mapping="staff",
+        mappings="staff",
     ),
     structure(
         "an element of a verdict map added",
@@ -114,71 +125,87 @@ TAMPERINGS = (
         "an element of a verdict map turned",
         "delete element ~ own_addresses_ipv4 { 192.0.2.2 }\n"
         "add element ~ own_addresses_ipv4 { 192.0.2.2 : jump own_on_lo }",
-        mapping="dns",
+        mappings="dns",
     ),
     structure(
         "an element of a verdict map made a drop",
         'delete element ~ arriving_interfaces { "eth0" }\nadd element ~ arriving_interfaces { "eth0" : drop }',
-        mapping="link",
+        mappings="link",
     ),
     structure(
         "an element of a verdict map made a goto",
         'delete element ~ arriving_interfaces { "eth0" }\n'
         'add element ~ arriving_interfaces { "eth0" : goto arriving_on_eth0 }',
-        mapping="link",
+        mappings="link",
     ),
-    structure("a verdict map flushed", "flush map ~ arriving_addresses_ipv6", mapping="dns"),
-    structure("a rule deleted", "delete rule ~ arriving handle {arriving/6}", mapping="web"),
-    structure("a dispatching rule deleted", "delete rule ~ arriving handle {arriving/1}", mapping="staff"),
-    structure("a wildcard's rule deleted", "delete rule ~ arriving handle {arriving/5}", mapping="link"),
-    structure("the rule at a hook deleted", "delete rule ~ output handle {output/0}", mapping="own"),
-    structure("a guarding rule deleted", "delete rule ~ input handle {input/0}", "chain input lacks a rule"),
+    structure("a verdict map flushed", "flush map ~ arriving_addresses_ipv6", mappings="dns"),
+    structure("a rule deleted", "delete rule ~ arriving handle {arriving/6}", mappings="web"),
+    structure("a dispatching rule deleted", "delete rule ~ arriving handle {arriving/1}", mappings="staff"),
+    structure("a wildcard's rule deleted", "delete rule ~ arriving handle {arriving/5}", mappings="link"),
+    structure("the rule at a hook deleted", "delete rule ~ output handle {output/0}", mappings="web dns own"),
+    structure(
+        "a guarding rule deleted", "delete rule ~ input handle {input/0}", "chain input lacks a rule", mappings="web"
+    ),
     structure("a refusing rule deleted", "delete rule ~ refuse handle {refuse/0}", "chain refuse lacks a rule"),
-    structure("a rule added", "add rule ~ arriving tcp dport 80 accept", "chain arriving has a rule that is not ours"),
-    structure("a rule inserted", "insert rule ~ prerouting return", "chain prerouting has a rule that is not ours"),
+    structure(
+        "a rule added",
+        "add rule ~ arriving tcp dport 80 accept",
+        "chain arriving has a rule that is not ours",
+        mappings="web staff dns link",
+    ),
+    structure(
+        "a rule inserted",
+        "insert rule ~ prerouting return",
+        "chain prerouting has a rule that is not ours",
+        mappings="web staff dns link",
+    ),
     structure("a rule without effect added", "add rule ~ refuse counter", "chain refuse has a rule that is not ours"),
     structure(
         "a rule doubled",
         "add rule ~ own jump own_on_lo",
         "chain own has its rules in another order or twice",
+        mappings="web dns own",
     ),
     structure(
         "rules in another order",
         f"delete rule ~ own handle {{own/3}}\n"
         f'insert rule ~ own {LEADS} dnat to :meta l4proto . th dport map @ports comment "new port"',
         "chain own has its rules in another order",
+        mappings="web dns own",
     ),
     structure(
         "a rule's comment changed",
         'replace rule ~ prerouting handle {prerouting/0} fib daddr type local jump arriving comment "mine"',
         "chain prerouting",
+        mappings="web staff dns link",
     ),
     structure(
         "a rule's condition dropped",
         "replace rule ~ prerouting handle {prerouting/0} jump arriving",
         "chain prerouting",
+        mappings="web staff dns link",
     ),
     structure(
         "a rule's prefix changed",
         "replace rule ~ arriving handle {arriving/1} ip saddr & 255.255.0.0 vmap @arriving_sources_ipv4_24",
-        mapping="staff",
+        mappings="web staff dns link",
     ),
     structure(
         "a rule's interface changed",
         'replace rule ~ arriving handle {arriving/5} iifname "vet*" jump arriving_on_veth_2a',
-        mapping="link",
+        mappings="web staff dns link",
     ),
     structure(
         "a rule's rewrite changed",
         "replace rule ~ own handle {own/3} "
         f'{LEADS} redirect to :meta l4proto . th dport map @ports comment "new port"',
-        mapping="web",
+        mappings="web dns own",
     ),
     structure(
         "a rule's protocols changed",
         "replace rule ~ own handle {own/3} "
         'meta l4proto { tcp, udp } dnat to :meta l4proto . th dport map @ports comment "new port"',
-        mapping="web",
+        mappings="web dns own",
     ),
     structure(
         "a guard's condition changed",
@@ -186,23 +213,35 @@ TAMPERINGS = (
         'iifname != "lo" ct status & dnat != dnat meta l4proto . th dport @guards jump refuse '
         'comment "targets of exclusive mappings are not for direct use"',
         "chain input",
+        mappings="web dns",
     ),
-    structure("a chain flushed", "flush chain ~ arriving_from_192.0.2.0/24", mapping="staff"),
-    structure("a chain deleted", "delete rule ~ own handle {own/2}; delete chain ~ own_on_lo", mapping="own"),
+    structure("a chain flushed", "flush chain ~ arriving_from_192.0.2.0/24", mappings="staff"),
+    structure("a chain deleted", "delete rule ~ own handle {own/2}; delete chain ~ own_on_lo", mappings="own"),
     structure("a chain added", "add chain ~ mine", "chain mine is not ours"),
     structure(
         "a base chain added",
         "add chain ~ mine {{ type filter hook forward priority 0; policy drop; }}",
         "chain mine is not ours",
     ),
-    structure("a policy changed", "add chain ~ input {{ policy drop; }}", "policy drop"),
-    structure("a policy of a nat chain changed", "add chain ~ prerouting {{ policy drop; }}", "policy drop"),
-    structure("a hook gone", "flush chain ~ prerouting; delete chain ~ prerouting", "chain prerouting is missing"),
+    structure("a policy changed", "add chain ~ input {{ policy drop; }}", "policy drop", mappings="web dns"),
+    structure(
+        "a policy of a nat chain changed",
+        "add chain ~ prerouting {{ policy drop; }}",
+        "policy drop",
+        mappings="web staff dns link",
+    ),
+    structure(
+        "a hook gone",
+        "flush chain ~ prerouting; delete chain ~ prerouting",
+        "chain prerouting is missing",
+        mappings="web staff dns link",
+    ),
     structure(
         "a chain off its hook",
         "flush chain ~ prerouting; delete chain ~ prerouting; add chain ~ prerouting\n"
         'add rule ~ prerouting fib daddr type local jump arriving comment "only what is addressed to this host"',
         "chain prerouting is at no hook",
+        mappings="web staff dns link",
     ),
     structure(
         "another priority",
@@ -210,6 +249,7 @@ TAMPERINGS = (
         "add chain ~ prerouting {{ type nat hook prerouting priority -109; }}\n"
         'add rule ~ prerouting fib daddr type local jump arriving comment "only what is addressed to this host"',
         "priority -109",
+        mappings="web staff dns link",
     ),
     structure(
         "another hook",
@@ -217,11 +257,13 @@ TAMPERINGS = (
         "add chain ~ output {{ type nat hook prerouting priority -110; }}\n"
         'add rule ~ output fib daddr type local jump own comment "only what is addressed to this host"',
         "nat at prerouting",
+        mappings="web dns own",
     ),
     structure(
         "another type",
         "flush chain ~ input; delete chain ~ input; add chain ~ input {{ type nat hook input priority -10; }}",
         "chain input is nat at input",
+        mappings="web dns",
     ),
     structure("a set added", "add set ~ mine {{ type ipv4_addr; }}", "map mine is not ours"),
     structure("a map added", "add map ~ mine {{ type inet_service : verdict; }}", "map mine is not ours"),
@@ -233,13 +275,13 @@ TAMPERINGS = (
     structure("a counter added", "add counter ~ mine", "object mine"),
     structure("a quota added", "add quota ~ mine {{ over 10 mbytes; }}", "object mine"),
     structure(
-        "a map with timeouts", REBUILT_MAP.replace("OPTIONS", "counter; flags timeout;"), mapping="", words="map ports"
+        "a map with timeouts", REBUILT_MAP.replace("OPTIONS", "counter; flags timeout;"), "map ports", mappings="all"
     ),
-    structure("a map without counters", REBUILT_MAP.replace("OPTIONS", ""), words="map ports"),
-    structure("the table asleep", "add table ~ {{ flags dormant; }}", "dormant"),
-    structure("the table flushed", "flush table ~", "chain prerouting lacks a rule"),
-    structure("the table deleted", "delete table ~", "the table is gone"),
-    structure("everything flushed", "flush ruleset", "the table is gone"),
+    structure("a map without counters", REBUILT_MAP.replace("OPTIONS", ""), "map ports", mappings="all"),
+    structure("the table asleep", "add table ~ {{ flags dormant; }}", "dormant", mappings="all"),
+    structure("the table flushed", "flush table ~", "chain prerouting lacks a rule", mappings="all"),
+    structure("the table deleted", "delete table ~", "the table is gone", mappings="all"),
+    structure("everything flushed", "flush ruleset", "the table is gone", mappings="all"),
 )
 
 
@@ -268,32 +310,74 @@ def tamper(machine: Machine, text: str) -> None:
     machine.nft("\n".join(line.strip() for line in text.split("; ")) if "{" not in text.split("; ")[0] else text)
 
 
-@pytest.mark.parametrize("tampering", TAMPERINGS, ids=lambda tampering: tampering.name.replace(" ", "-"))
-def test_tampering(lab: Lab, product: Product, tampering: Tampering) -> None:
-    file = product.file(EVERYTHING)
+every_tampering = pytest.mark.parametrize("tampering", TAMPERINGS, ids=lambda one: one.name.replace(" ", "-"))
+
+
+@pytest.fixture(scope="module")
+def shared_product(shared_lab: Lab) -> Iterator[Product]:
+    shared_lab.host.serve("tcp", HOST[0], 8080, 8090)
+    with Product(shared_lab) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def untouched(shared_product: Product) -> list[str]:
+    shared_product.apply(EVERYTHING)
+    return words(shared_product.lab.host)
+
+
+@every_tampering
+def test_tampering(shared_product: Product, untouched: list[str], tampering: Tampering) -> None:
+    lab, product = shared_product.lab, shared_product
+    lab.host.flush()
     product.apply(EVERYTHING)
-    before = words(lab.host)
-    assert product.status().state == "in-sync"
+    generation = product.status().record
 
     tamper(lab.host, tampering.text)
-    found = product.json("status", code=2)
-    assert found["state"] == "drifted"
-    drift = found["drift"]
-    assert tampering.kind in {one["kind"] for one in drift}
-    if tampering.mapping:
-        assert tampering.mapping in {one["mapping"] for one in drift if one["kind"] == tampering.kind}
-        named = {one["name"] for one in found["mappings"] if not one["in_sync"]}
-        assert named == {tampering.mapping} & {one["name"] for one in found["mappings"]}
-    assert any(tampering.words in one["detail"] for one in drift), drift
+    found = product.status()
+    assert found.state == "drifted"
+    assert tampering.kind in {one.kind for one in found.drift}
+    assert found.drifted & set(MAPPINGS) == tampering.mappings
+    told = [f"{one.mapping} {drift_detail(one)}" for one in found.drift]
+    assert any(tampering.words in line for line in told), told
+    assert not any(line.endswith(" ") for line in told)
 
-    told = product.json("apply", file)
-    assert (told["changed"], told["recorded"], told["generation"]) == (True, False, 1)
-    assert product.status().state == "in-sync"
-    assert words(lab.host) == before
+    outcome = product.apply(EVERYTHING)
+    assert outcome.plan
+    assert not outcome.recorded
+    found = product.status()
+    assert (found.state, found.drift, found.record) == ("in-sync", (), generation)
+    assert words(lab.host) == untouched
     # Healed, down to where the packets go.
-    lab.host.serve("tcp", HOST[0], 8080, 8090)
     assert lab.client.ask_tcp(HOST[0], 80) == Answered(8090, CLIENT[0], HOST[0])
     assert lab.client.ask_tcp(HOST[0], 81) == Answered(8080, CLIENT[0], HOST[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "mapping"),
+    [
+        ("an element deleted", "changed", "web"),
+        ("an element of a stranger added", "extra", "odd"),
+        ("a dispatching rule deleted", "structure", None),
+        ("everything flushed", "missing", "link"),
+    ],
+)
+def test_by_the_commands(lab: Lab, product: Product, name: str, kind: str, mapping: str | None) -> None:
+    tampering = next(one for one in TAMPERINGS if one.name == name)
+    file = product.file(EVERYTHING)
+    product.run("apply", file)
+    assert product.json("status")["drift"] == []
+    tamper(lab.host, tampering.text)
+    assert product.json("plan", file, code=2)["changes"]
+    found = product.json("status", code=2)
+    assert found["state"] == "drifted"
+    assert (kind, mapping) in {(one["kind"], one["mapping"]) for one in found["drift"]}
+    assert {one["name"] for one in found["mappings"] if not one["in_sync"]} == tampering.mappings
+    assert "drifted" in product.run("status", code=2)
+    told = product.json("apply", file)
+    assert (told["changed"], told["recorded"], told["generation"]) == (True, False, 1)
+    assert product.json("status")["state"] == "in-sync"
+    assert product.json("plan", file)["in_sync"]
 
 
 def test_names_that_nft_cannot_write(lab: Lab, product: Product) -> None:

@@ -137,8 +137,9 @@ class NftablesBackend:
         try:
             self._netlink.send(batch.committed())
         except OSError as error:
-            # These come before the kernel has looked at the message; after any other it may have been processed.
-            if error.errno in (errno.EMSGSIZE, errno.EPERM, errno.EAGAIN):
+            # These come before the kernel has looked at the message, and so does a timeout, which is none other than
+            # EAGAIN again and again; after any other it may have been processed.
+            if isinstance(error, TimeoutError) or error.errno in (errno.EMSGSIZE, errno.EPERM, errno.EAGAIN):
                 raise _unsent(error) from None
             raise OutcomeDoubtful(error.strerror or "sending failed") from error
         failure = self._answer(batch, {batch.begin_seq, batch.end_seq})
@@ -265,7 +266,7 @@ def _unsent(error: OSError) -> Exception:
         )
     if error.errno == errno.EPERM:
         return _explained(error)
-    return Refused(f"the transaction could not be sent: {error.strerror}; nothing was changed", "try again")
+    return Refused(f"the transaction could not be sent: {error.strerror or error}; nothing was changed", "try again")
 
 
 def _failure(batch: Batch, failures: list[tuple[int, int]]) -> Exception:
