@@ -8,18 +8,23 @@ machine sleeps. A note of another boot is overdue by definition.
 Whoever finds an overdue note takes the change back: the watchdog, or, if it was killed, the next command. Going back
 is `reconcile.change` to the last confirmed generation, read back afterwards, recorded as a generation of its own; only
 then is the note removed. A crash at any moment leaves the note, and the work is done again by the next to come.
+
+A note is void once its generation, or a later one, is recorded as confirmed: what it was about is settled, and only the
+removal of the file was still to come. One that is damaged counts as overdue: better taken back than kept.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
-from typing import NamedTuple
+import zlib
+from typing import Any, NamedTuple
 
 from redirector import store
 from redirector.backends.base import Backend
-from redirector.errors import NotFound, TryAgain
+from redirector.errors import NotFound, OutcomeUnknown, TryAgain
 from redirector.history import History, Record
 from redirector.model import Ruleset
 from redirector.plan import make_plan
@@ -49,31 +54,49 @@ def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+@functools.cache
 def boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id", "rb") as file:
         return file.read().decode().strip()
 
 
 def load(history: History) -> Pending | None:
-    """The note, None if there is none. One that cannot be read counts as overdue: better taken back than kept."""
+    """What waits for confirm, or is overdue; None if nothing does. Raises NotPermitted."""
+    found = read(history)
+    return None if found is None or _void(history, found) else found
+
+
+def read(history: History) -> Pending | None:
+    """The note as it is on the disk, None if there is none; one that is damaged, or cannot be read, is overdue."""
     try:
         with open(os.path.join(history.folder, NOTE), "rb", opener=store.no_follow) as file:
             content = json.loads(file.read())
-        return Pending(
-            int(content["generation"]), float(content["deadline"]), str(content["boot"]), str(content["token"])
-        )
+        found = Pending(**{name: content[name] for name in Pending._fields})
+        if content["checksum"] == _checksum(found._asdict()):
+            return found
     except FileNotFoundError:
         return None
-    except PermissionError:
-        raise store.forbidden(history.folder) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return Pending(0, 0.0, "", "")
+        pass
+    return Pending(0, 0.0, "", "")
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    """Against accidents, as that of a record."""
+    return zlib.crc32(json.dumps(content).encode())
+
+
+def _void(history: History, found: Pending) -> bool:
+    current = history.current()
+    return isinstance(current, Record) and current.confirmed and current.generation >= found.generation
 
 
 def arm(history: History, generation: int, seconds: float) -> Pending:
     """Write the note; the lock of `history` must be held. Raises Refused or NotPermitted where it cannot be written."""
     found = Pending(generation, now() + seconds, boot_id(), os.urandom(8).hex())
-    prepared = store.prepare(os.path.join(history.folder, NOTE), json.dumps(found._asdict()).encode())
+    content = found._asdict()
+    note = json.dumps(content | {"checksum": _checksum(content)}).encode()
+    prepared = store.prepare(os.path.join(history.folder, NOTE), note)
     try:
         prepared.keep()
     except OSError as error:
@@ -83,12 +106,15 @@ def arm(history: History, generation: int, seconds: float) -> Pending:
 
 
 def disarm(history: History) -> None:
-    """Remove the note, for good."""
+    """Remove the note. Raises Refused or NotPermitted where it stays; a void one may, for nobody heeds it."""
     try:
         os.unlink(os.path.join(history.folder, NOTE))
         store.sync_folder(history.folder)
     except FileNotFoundError:
         pass
+    except OSError as error:
+        if load(history):
+            raise store.unwritable(history.folder, error) from None
 
 
 def last_confirmed(history: History, before: int) -> Record | None:
@@ -103,11 +129,9 @@ def last_confirmed(history: History, before: int) -> Record | None:
 
 def take_back(backend: Backend, history: History, pending: Pending, author: str) -> Outcome:
     """Go back to the last confirmed generation, and read it back. The lock must be held; raises as `change` does."""
-    current = history.current()
-    if isinstance(current, Record) and current.confirmed and current.generation >= pending.generation:
-        # It was confirmed, or taken back, and only the note was left behind.
+    if _void(history, pending):
         disarm(history)
-        return Outcome(make_plan(None, None), current.generation, recorded=False)
+        return Outcome(make_plan(None, None), None, recorded=False)
     target = last_confirmed(history, pending.generation)
     origin = Origin("cancel", f"generation {pending.generation}", author)
     wish = Wish(target.ruleset if target else Ruleset(), origin, purge=bool(target and target.purged), verify=True)
@@ -126,10 +150,11 @@ def cancel(backend: Backend, history: History, author: str) -> Outcome:
 
 def settle(backend: Backend, history: History) -> Pending | None:
     """Take an overdue change back; returns one that still waits. The lock must be held."""
-    found = load(history)
-    if found is None or found.seconds_left > 0:
+    found = read(history)
+    if found and found.seconds_left > 0 and not _void(history, found):
         return found
-    take_back(backend, history, found, "its deadline")
+    if found:
+        take_back(backend, history, found, "its deadline")
     return None
 
 
@@ -147,10 +172,7 @@ def keep(backend: Backend, history: History) -> int:
     found = settle(backend, history)
     if found is None:
         if overdue:
-            message = (
-                f"nothing waits for confirm: the time of generation {overdue.generation} was over, it was taken back"
-            )
-            raise NotFound(message, "apply it again")
+            raise NotFound("nothing waits for confirm: the time was over, and the change was taken back", "apply again")
         raise NotFound("nothing waits for confirm", "see: redirector status")
     record = history.read(found.generation)
     if not isinstance(record, Record):
@@ -158,6 +180,9 @@ def keep(backend: Backend, history: History) -> int:
     confirmed = history.prepare(record._replace(confirmed=True))
     try:
         confirmed.keep()
+    except store.Unsynced as error:
+        message = f"generation {found.generation} is confirmed, but the disk may lose that ({error.strerror})"
+        raise OutcomeUnknown(message, "see to the disk, or its restart takes the change back") from None
     except OSError as error:
         confirmed.discard()
         raise store.unwritable(history.folder, error) from None

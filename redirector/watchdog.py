@@ -1,8 +1,9 @@
 """The process that takes an unconfirmed change back when its time is over, whatever became of the one that made it.
 
 It has a session of its own and no terminal, so neither a hang-up nor the end of an ssh session reaches it; it looks at
-the note once a second, ends as soon as the change was confirmed, and takes it back within a second of its deadline.
-It tells "ready" through its standard output once it stands, and only then does `apply` commit.
+the note twice a second, ends as soon as that is gone, and takes the change back within a second of its deadline. What
+it will need then, modules and a socket, it has before it tells "ready" through its standard output; and only then does
+`apply` commit.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 
 from redirector import pending
+from redirector.backends.base import Backend
 from redirector.errors import RedirectorError
 from redirector.history import History
 
@@ -53,34 +55,33 @@ def start(history: History, token: str) -> None:
 
 def main() -> None:
     """The watchdog's own life: arguments are the package's home, the state folder, and the token."""
+    from redirector.backends.nftables.backend import NftablesBackend
+
     _, folder, token = sys.argv[1:4]
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    history = History(folder)
-    os.write(1, READY)
+    history, backend = History(folder), NftablesBackend()
     with open(os.devnull, "wb") as nothing:
+        os.write(1, READY)
         os.dup2(nothing.fileno(), 1)
     while True:
-        found = pending.load(history)
-        if found is None or found.token != token:
+        found = pending.read(history)
+        if found is None or found.token not in (token, ""):
             return
         if not found.seconds_left:
             break
         time.sleep(min(TICK_SECONDS, found.seconds_left))
-    _take_back(history, token)
+    _take_back(backend, history, token)
 
 
-def _take_back(history: History, token: str) -> None:
+def _take_back(backend: Backend, history: History, token: str) -> None:
     """Until it is done, or RETRY_SECONDS are over: others may hold the lock or change the tables."""
-    from redirector.backends.nftables.backend import NftablesBackend
-
     deadline = time.monotonic() + RETRY_SECONDS
     while time.monotonic() < deadline:
         try:
             with history.locked():
-                found = pending.load(history)
-                if found and found.token == token:
-                    backend = NftablesBackend()
+                found = pending.read(history)
+                if found and found.token in (token, "") and not found.seconds_left:
                     pending.take_back(backend, history, found, "its deadline")
                 return
         except (RedirectorError, OSError):

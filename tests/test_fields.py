@@ -21,7 +21,12 @@ def test_every_bad_key_of_a_mapping_is_told() -> None:
     assert where["lisen",].hint == 'did you mean "listen"?'
     assert where["lisen",].at_key
     assert where["colour",].hint.startswith("the keys are: name, listen, to")
-    assert 'mapping "web" has no listen' in where[()].message
+
+
+def test_a_key_that_must_be_there_is_missed() -> None:
+    problems: list[Problem] = []
+    parse_mapping({"name": "web", "to": 2}, Report((), problems))
+    assert [p.message for p in problems] == ['mapping "web" has no listen']
 
 
 def test_a_key_that_is_there_is_not_suggested() -> None:

@@ -180,9 +180,29 @@ def test_a_byte_order_mark_is_refused() -> None:
     assert "byte order mark" in found.message
 
 
-@pytest.mark.parametrize("text", ["x = " + "[" * 100_000, "x = " + "{a=" * 100_000, "x" + ".x" * 2_000 + " = 1"])
+@pytest.mark.parametrize("text", ["x = " + "[" * 100_000, "x = " + "{a=" * 100_000, "x" + ".x" * 100_000 + " = 1"])
 def test_deep_nesting_is_no_traceback(text: str) -> None:
     assert diagnostics(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[«x" + ".x»" + ".x" * 1_000_000 + "]",
+        "y = 1\n\nz = {«x» . " + "x . " * 1_000_000 + "x = 1}",
+        "«" + "'x'»." * 1 + '"x".' * 1_000_000 + "x = 1",
+    ],
+)
+def test_keys_of_very_many_parts_do_not_keep_us_for_ever(text: str) -> None:
+    text, places = marked(text)
+    (found,) = diagnostics("version = 1\n" + text)
+    assert (found.line - 1, found.column) == places[0][:2]
+
+
+def test_texts_with_many_dots_are_no_such_keys() -> None:
+    addresses = ", ".join(f'"10.0.{i}.{j}"' for i in range(100) for j in range(1, 100))
+    text = HEAD + f'comment = "{"a." * 60}"\naddress = [{addresses}]\n# {"." * 10_000} {"x" * 1_000_000}\n'
+    assert len(parsed(text).mappings[0].address) == 9_900
 
 
 def test_nesting_that_tomllib_takes_is_told_by_us() -> None:
