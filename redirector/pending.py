@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from redirector import store
 from redirector.backends.base import Backend
-from redirector.errors import NotFound, OutcomeUnknown, TryAgain
+from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, TryAgain
 from redirector.history import History, Record
 from redirector.model import Ruleset
 from redirector.plan import make_plan
@@ -61,7 +61,7 @@ def boot_id() -> str:
 
 
 def load(history: History) -> Pending | None:
-    """What waits for confirm, or is overdue; None if nothing does. Raises NotPermitted."""
+    """What waits for confirm, or is overdue; None if nothing does."""
     found = read(history)
     return None if found is None or _void(history, found) else found
 
@@ -87,7 +87,10 @@ def _checksum(content: dict[str, Any]) -> int:
 
 
 def _void(history: History, found: Pending) -> bool:
-    current = history.current()
+    try:
+        current = history.current()
+    except RedirectorError:  # it cannot be read: then whatever comes next has to tell
+        return False
     return isinstance(current, Record) and current.confirmed and current.generation >= found.generation
 
 
@@ -99,6 +102,8 @@ def arm(history: History, generation: int, seconds: float) -> Pending:
     prepared = store.prepare(os.path.join(history.folder, NOTE), note)
     try:
         prepared.keep()
+    except store.Unsynced:
+        pass  # a power cut that undoes it undoes the change as well
     except OSError as error:
         prepared.discard()
         raise store.unwritable(history.folder, error) from None

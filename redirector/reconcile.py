@@ -30,6 +30,7 @@ from redirector.store import Unsynced
 ATTEMPTS = 50
 SECONDS = 5.0
 GENID_LIMIT = 2**32
+TABLE_OWNER = 0x2  # NFT_TABLE_F_OWNER, linux/netfilter/nf_tables.h
 
 Judge = Callable[[Ruleset, Plan, Snapshot], None]
 # Called with the new generation's number before the commit; what it returns is called if nothing was changed after all.
@@ -77,9 +78,11 @@ def plan_for(ruleset: Ruleset, snapshot: Snapshot, *, purge: bool = False, repla
     """What would lead from the snapshot to the ruleset. Raises Refused for a table that is not ours."""
     observed = snapshot.program
     if snapshot.foreign:
-        if not replace_foreign:
+        held = observed is not None and observed.flags & TABLE_OWNER
+        if held or not replace_foreign:
             message = f"the kernel has a table inet redirector that is not ours: {snapshot.foreign}"
-            raise Refused(message, "rename or remove it, or insist with --replace-foreign")
+            hint = "end that process: the kernel lets nobody else change its table, and it goes with it"
+            raise Refused(message, hint if held else "rename or remove it, or insist with --replace-foreign")
         observed = Program({}, {}, 0, ("what somebody else made of the table",))
     desired = desired_program(ruleset, purge)
     if desired is not None and not ruleset.enabled and observed is None:
@@ -96,7 +99,8 @@ def change(backend: Backend, history: History, wish: Wish) -> Outcome:
         # An unknown outcome leaves the watchdog, which goes back to the last confirmed generation; so does what ends
         # this process or has no name.
         if disarm and not isinstance(error, OutcomeUnknown):
-            disarm[0]()
+            with contextlib.suppress(RedirectorError):  # a watchdog that stays finds nothing to do
+                disarm[0]()
         raise
 
 

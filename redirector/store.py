@@ -32,7 +32,7 @@ class Prepared:
         self._temporary, self._final = temporary, final
 
     def keep(self) -> None:
-        """Let it count. Raises Unsynced if it does, but may not outlast a power cut; any other OSError if it does not."""
+        """Let it count. Raises Unsynced if it does, but may not outlast a power cut; another OSError if it does not."""
         replaces = os.path.lexists(self._final)
         os.rename(self._temporary, self._final)
         try:

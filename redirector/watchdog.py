@@ -8,6 +8,7 @@ it will need then, modules and a socket, it has before it tells "ready" through 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -61,31 +62,27 @@ def main() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     history, backend = History(folder), NftablesBackend()
+    pending.boot_id()
     with open(os.devnull, "wb") as nothing:
         os.write(1, READY)
         os.dup2(nothing.fileno(), 1)
-    while True:
+    _watch(backend, history, token)
+
+
+def _watch(backend: Backend, history: History, token: str) -> None:
+    """Until the note is gone, or another's; after its deadline for RETRY_SECONDS, as others may hold the lock or change
+    the tables. A note without a token cannot be read: whose it is tells the lock's holder."""
+    overdue_since = None
+    while overdue_since is None or time.monotonic() < overdue_since + RETRY_SECONDS:
         found = pending.read(history)
         if found is None or found.token not in (token, ""):
             return
         if not found.seconds_left:
-            break
-        time.sleep(min(TICK_SECONDS, found.seconds_left))
-    _take_back(backend, history, token)
-
-
-def _take_back(backend: Backend, history: History, token: str) -> None:
-    """Until it is done, or RETRY_SECONDS are over: others may hold the lock or change the tables."""
-    deadline = time.monotonic() + RETRY_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            with history.locked():
-                found = pending.read(history)
-                if found and found.token in (token, "") and not found.seconds_left:
-                    pending.take_back(backend, history, found, "its deadline")
-                return
-        except (RedirectorError, OSError):
-            time.sleep(TICK_SECONDS)
+            overdue_since = overdue_since or time.monotonic()
+            with contextlib.suppress(RedirectorError, OSError), history.locked():
+                if pending.settle(backend, history) is None:
+                    return
+        time.sleep(min(TICK_SECONDS, found.seconds_left or TICK_SECONDS))
 
 
 if __name__ == "__main__":

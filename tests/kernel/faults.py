@@ -69,9 +69,10 @@ class Held(NamedTuple):
     waiting: int | None
     overdue: bool = False
 
-    @property
-    def history(self) -> tuple[object, ...]:
-        return self[1:]
+    def history(self, fault: Fault) -> tuple[object, ...]:
+        """What is on the disk; without the note where the disk lets nothing be removed any more."""
+        dead = fault.always and fault.call.device == "disk"
+        return self[1:5] if dead else self[1:]
 
 
 class Ended(NamedTuple):
@@ -133,8 +134,8 @@ SCENARIOS = (
     Scenario("remove --purge", ("remove", "--purge"), _old),
     Scenario("confirm", ("confirm",), _waiting),
     Scenario("cancel", ("cancel",), _waiting),
-    Scenario("overdue, then status", ("status",), _overdue, errors=False),
-    Scenario("overdue, then apply", ("apply", "{new}"), _overdue),
+    Scenario("status, overdue", ("status",), _overdue, errors=False),
+    Scenario("apply, overdue", ("apply", "{new}"), _overdue),
 )
 
 
@@ -150,13 +151,14 @@ def judge(fault: Fault, ended: Ended, before: Held, after: Held, found: Held) ->
     interrupted = ended.code is not None and (ended.code < 0 or ended.code == INTERRUPTED)
     if interrupted and not fault.signal:
         wrong.append("a signal ended it that nobody sent")
-    if ended.code == 0 and (found.program != after.program or found.history != after.history):
+    if ended.code == 0 and (found.program != after.program or found.history(fault) != after.history(fault)):
         wrong.append("it told success, and it is not so")
-    if ended.code == PUT_BACK and (found.program != before.program or found.history != before.history):
+    if ended.code == PUT_BACK and (found.program != before.program or found.history(fault) != before.history(fault)):
         wrong.append("it told that everything was put back, and it is not so")
-    if ended.code in UNCHANGED and (found.program != before.program or found.history != before.history):
+    if ended.code in UNCHANGED and (found.program != before.program or found.history(fault) != before.history(fault)):
         wrong.append("it told that nothing was changed, and it is not so")
-    if ended.code == UNKNOWN and not (fault.always and fault.call.name in NETLINK):
+    # A folder that could not be flushed may lose what was recorded in a power cut: that is unknown, indeed.
+    if ended.code == UNKNOWN and not fault.always and fault.call.about != "folder":
         wrong.append("it told that the outcome is unknown, and it could be known")
     if not interrupted and ended.code not in (None, 0, PUT_BACK, UNKNOWN, *UNCHANGED):
         wrong.append("there is no such exit code")
@@ -194,6 +196,7 @@ class Rig:
         self.command = lab.command(*(part.format(**self.files) for part in scenario.command))
         self._template = os.path.join(os.path.dirname(lab.state_dir), "template")
         self._log = os.path.join(os.path.dirname(lab.state_dir), "strace.log")
+        self._told = os.path.join(os.path.dirname(lab.state_dir), "told")
         self._empty()
         self.programs = {self._applied(text): self._program() for text in (OLD, NEW)}
         self._empty()
@@ -226,23 +229,17 @@ class Rig:
     def run(self, options: list[str]) -> Ended:
         """The command, under strace."""
         argv = ["strace", "-o", self._log, *options, *self.command]
-        environment = self.lab.environment()
-        # A group of its own, to be killed as a whole: what strace has let go of would run on, unharmed.
-        child = self.lab.host.namespace.popen(
-            argv,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            process_group=0,
-        )
-        with child:
-            try:
-                return Ended(child.wait(SECONDS), child.stdout.read())
-            except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
-                return Ended(None, child.stdout.read())
+        with open(self._told, "w+", encoding="utf-8", errors="replace") as told:
+            # A group of its own, to be killed as a whole: what strace has let go of would run on, unharmed.
+            streams = {"stdin": subprocess.DEVNULL, "stdout": told, "stderr": told, "process_group": 0}
+            with self.lab.host.namespace.popen(argv, env=self.lab.environment(), **streams) as child:
+                try:
+                    code = child.wait(SECONDS)
+                except subprocess.TimeoutExpired:
+                    code = None
+                    os.killpg(child.pid, signal.SIGKILL)
+            told.seek(0)
+            return Ended(code, told.read())
 
     def look(self) -> Held:
         """What there is now."""

@@ -61,9 +61,8 @@ class Fault(NamedTuple):
         effect = f"signal={self.what.removeprefix('SIG')}" if self.signal else f"error={self.what}"
         places = [(self.call.name, str(self.call.number))]
         if self.always:
-            last = (lambda n: f"..{n + STORM - 1}") if self.what == "EINTR" else (lambda _: "+")
             numbers = ((self.call.name, self.call.number), *self.call.others)
-            places = [(name, f"{number}{last(number)}") for name, number in numbers]
+            places = [(name, f"{n}..{n + STORM - 1}" if self.what == "EINTR" else f"{n}+") for name, n in numbers]
         names = ",".join(name for name, _ in places)
         return ["-e", f"trace={names}", *(o for n, when in places for o in ("-e", f"inject={n}:{effect}:when={when}"))]
 

@@ -196,7 +196,7 @@ class NftablesBackend:
         row = table(reply.payload, 4)
         foreign = decode.foreign_reason(row)
         if foreign:
-            return Snapshot(Program({}, {}), genid, foreign)
+            return Snapshot(Program({}, {}, wire.number(row.get(wire.TABLE_FLAGS))), genid, foreign)
         maps: dict[str, Map] = {}
         counters: dict[str, dict[Any, tuple[int, int]]] = {}
         members: dict[str, frozenset[int]] = {}
