@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from redirector.decide import Packet, decide
-from redirector.model import Ruleset
+from redirector.model import Mapping, Ruleset
 from redirector.plan import AddEntries, DeleteEntries, DeleteMap, DeleteTable, Plan
 from redirector.program import PORTS
 
@@ -50,22 +50,38 @@ def changed_ports(plan: Plan) -> set[int]:
 def contradicted(
     ruleset: Ruleset, flows: Iterable[Flow], ports: AbstractSet[int], local: AbstractSet[str]
 ) -> list[Flow]:
-    """The flows on `ports` that would go elsewhere today; `local` are the host's own addresses."""
-    return [flow for flow in flows if flow.port in ports and _astray(ruleset, flow, local)]
+    """The flows on `ports` that would go elsewhere today; `local` are the host's own addresses.
+
+    There may be very many flows, and very many mappings: only those that matter are asked, and of flows that are alike
+    to all of them one.
+    """
+    mappings = tuple(m for m in ruleset.enabled if "udp" in m.protocol and _listens(m, ports))
+    relevant = Ruleset.checked(mappings, ruleset.settings)
+    by_source = any(mapping.source for mapping in mappings)
+    known: dict[tuple[str | bool, str, int], set[int]] = {}
+    found = []
+    for flow in flows:
+        if flow.port not in ports or not _own(flow.address, local):
+            continue  # in transit, or to somebody else: never ours
+        if flow.target_address != flow.address and not _own(flow.target_address, local):
+            continue  # another program's NAT
+        own = _own(flow.source, local)
+        key = (flow.source if by_source else own, flow.address, flow.port)
+        if key not in known:
+            known[key] = _wanted_ports(relevant, flow, own=own)
+        if flow.target_port not in known[key]:
+            found.append(flow)
+    return found
 
 
-def _astray(ruleset: Ruleset, flow: Flow, local: AbstractSet[str]) -> bool:
-    if not _own(flow.address, local):
-        return False  # in transit, or to somebody else: never ours
-    if flow.target_address != flow.address and not _own(flow.target_address, local):
-        return False  # another program's NAT
-    return flow.target_port not in _wanted_ports(ruleset, flow, local)
+def _listens(mapping: Mapping, ports: AbstractSet[int]) -> bool:
+    return any(not ports.isdisjoint(range(listen.first, listen.last + 1)) for listen in mapping.listen)
 
 
-def _wanted_ports(ruleset: Ruleset, flow: Flow, local: AbstractSet[str]) -> set[int]:
+def _wanted_ports(ruleset: Ruleset, flow: Flow, *, own: bool) -> set[int]:
     """Where the flow's next first packet could go: conntrack does not tell the interface, so all that matter count."""
     interfaces = {""}
-    if not _own(flow.source, local):
+    if not own:
         # One that nothing names, and one for each that something names (a wildcard's own text is matched by it).
         interfaces = {"?"} | {name for mapping in ruleset.enabled for name in mapping.interface if name != "lo"}
     packets = (Packet(name, flow.source, flow.address, "udp", flow.port) for name in interfaces)

@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from redirector.errors import printable
 from redirector.host.facts import Facts
 from redirector.host.listeners import Listener
 from redirector.host.ssh import SshUse
@@ -176,7 +177,7 @@ def _shadowed(mapping: Mapping, facts: Facts, sockets: _Sockets) -> Iterator[Fin
 
 def _who(listener: Listener, facts: Facts) -> str:
     found = facts.processes.get(listener.inode, [])
-    return f" ({found[0].command}, process {found[0].pid})" if found else ""
+    return f" ({printable(found[0].command)}, process {found[0].pid})" if found else ""
 
 
 def _listened_targets(ruleset: Ruleset) -> list[tuple[Ports, Mapping]]:

@@ -98,10 +98,12 @@ class History:
         return [self.read(number) for number in self.numbers()]
 
     def previous(self) -> int:
-        """The generation before the current one, but for those that were never confirmed. Raises NotFound."""
+        """The generation before the current one, but for those that were never confirmed, and the one that the current
+        one went back to when such a one was taken back. Raises NotFound."""
+        current = self.current()
         for number in reversed(self.numbers()[:-1]):
             record = self.read(number)
-            if isinstance(record, Unreadable) or record.confirmed:
+            if isinstance(record, Unreadable) or (record.confirmed and not _restored(record, current)):
                 return number
         raise NotFound("there is no earlier generation to go back to", "see: redirector history")
 
@@ -145,6 +147,13 @@ class History:
     def _confirmed(self, number: int) -> bool:
         record = self.read(number)
         return isinstance(record, Record) and record.confirmed
+
+
+def _restored(record: Record, current: Record | Unreadable | None) -> bool:
+    """Whether the current generation is the return to `record` after a change that was not confirmed."""
+    if not isinstance(current, Record) or current.action != "cancel":
+        return False
+    return (record.ruleset, record.purged) == (current.ruleset, current.purged)
 
 
 def _checksum(content: dict[str, Any]) -> str:

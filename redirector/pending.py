@@ -89,7 +89,7 @@ def _checksum(content: dict[str, Any]) -> int:
 def _void(history: History, found: Pending) -> bool:
     try:
         current = history.current()
-    except RedirectorError:  # it cannot be read: then whatever comes next has to tell
+    except (RedirectorError, OSError):  # it cannot be read: then whatever comes next has to tell
         return False
     return isinstance(current, Record) and current.confirmed and current.generation >= found.generation
 
@@ -97,6 +97,11 @@ def _void(history: History, found: Pending) -> bool:
 def arm(history: History, generation: int, seconds: float) -> Pending:
     """Write the note; the lock of `history` must be held. Raises Refused or NotPermitted where it cannot be written."""
     found = Pending(generation, now() + seconds, boot_id(), os.urandom(8).hex())
+    _write(history, found)
+    return found
+
+
+def _write(history: History, found: Pending) -> None:
     content = found._asdict()
     note = json.dumps(content | {"checksum": _checksum(content)}).encode()
     prepared = store.prepare(os.path.join(history.folder, NOTE), note)
@@ -107,7 +112,6 @@ def arm(history: History, generation: int, seconds: float) -> Pending:
     except OSError as error:
         prepared.discard()
         raise store.unwritable(history.folder, error) from None
-    return found
 
 
 def disarm(history: History) -> None:

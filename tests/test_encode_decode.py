@@ -207,8 +207,11 @@ def odd_element(kind: str, *, key: bytes = b"", more: bytes = b"", counter: byte
     if key or not kind:
         parts[wire.ELEM_KEY] = wire.data_value(key)
     if kind in COUNTED:
-        parts[wire.ELEM_EXPR] = attr(wire.EXPR_NAME, counter) + attr(wire.EXPR_DATA, b"")
-    element = b"".join(attr(number, value) for number, value in sorted(parts.items())) + more
+        # In every length just as the kernel dumps a counter.
+        values = attr(wire.COUNTER_BYTES, bytes(8)) + attr(wire.COUNTER_PACKETS, bytes(8))
+        parts[wire.ELEM_EXPR] = attr(wire.EXPR_NAME, counter) + attr(wire.EXPR_DATA, values)
+    order = (wire.ELEM_KEY, wire.ELEM_DATA, wire.ELEM_EXPR)
+    element = b"".join(attr(number, parts[number]) for number in order if number in parts) + more
     return Message(0, 0, 1, message.payload[:4] + attr(wire.ELEMENTS_LIST, attr(wire.LIST_ELEM, element)))
 
 
@@ -227,6 +230,7 @@ KEY_OF: dict[str, Any] = {
         (PORTS, odd_element(PORTS, more=attr(4, bytes(8))), {port_key(6, 80): (8080, "", "attribute 4")}),
         (PORTS, odd_element(PORTS, more=attr(3, be32(1))), {port_key(6, 80): (8080, "", "attribute 3")}),
         (PORTS, odd_element(PORTS, key=b"\x06\0\0\x01\0\x50\0\0"), {"0600000100500000": (None, "", "an odd key")}),
+        (PORTS, odd_element(PORTS, key=b"\x06\0\0\0\0\x50\x01\0"), {"0600000000500100": (None, "", "an odd key")}),
         (PORTS, odd_element(PORTS, key=b"\x06"), {"06": (None, "", "an odd key")}),
         (PORTS, odd_element(PORTS, more=attr(6, wire.comment("\x1b"))), {port_key(6, 80): (8080, "\\x1b")}),
         (GUARDS, odd_element(GUARDS, key=bytes(7)), {"00" * 7: (None, "", "an odd key")}),

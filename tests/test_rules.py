@@ -146,6 +146,14 @@ def test_foreign_rules_are_told_in_words() -> None:
     assert decode_rule([], None) == Foreign("")
 
 
+def test_interfaces_of_any_bytes_keep_them() -> None:
+    for name in (b"\xff", b"\xff*", b"a;b"):
+        rule = Jump("", wire.untext(name), "own")
+        data, members = dumped(expressions(rule))
+        assert decode_rule(parse_expressions(data, members), None) == rule
+        assert name.rstrip(b"*") in b"".join(value for e in expressions(rule) for _, value in e.attributes)
+
+
 def test_attributes_that_only_a_newer_kernel_knows_are_passed_over() -> None:
     data, members = dumped(expressions(Keep()))
     newer = b"".join(

@@ -60,11 +60,28 @@ def flow(payload: bytes) -> Flow | None:
 def forget(netlink: NetlinkSocket, choose: Callable[[Iterator[Flow]], Iterable[Flow]]) -> int:
     """Delete the UDP flows that `choose` picks, in the network namespace of `netlink` (of NETLINK_NETFILTER).
 
-    Returns how many. Raises OSError; EBUSY for a table that is never at rest.
+    A busy server has very many flows, most of them alike but for the client's port. `choose` sees one of those that are
+    alike, and picks for all of them. Returns how many were deleted. Raises OSError; EBUSY for a table never at rest.
     """
-    rows = steadily(lambda: netlink.dump(GET, bytes(4)))
-    flows = (flow(row.payload) for row in rows)
-    return sum(_delete(netlink, found) for found in choose(found for found in flows if found))
+    alike: dict[bytes, list[bytes]] = {}
+    for row in steadily(lambda: netlink.dump(GET, bytes(4))):
+        alike.setdefault(_without_source_port(row.payload), []).append(row.payload)
+    first = {found: payloads for payloads in alike.values() if (found := flow(payloads[0]))}
+    chosen = [flow(payload) for found in choose(iter(first)) for payload in first[found]]
+    return sum(_delete(netlink, found) for found in chosen if found)
+
+
+# Where the original tuple's source port begins, behind addresses of 4 or 16 bytes, and where the reply's one ends.
+_PLACES: dict[int, tuple[int, int]] = {socket.AF_INET: (44, 98), socket.AF_INET6: (68, 146)}
+_SOURCE_PORT_HEADER = attr(SOURCE_PORT, bytes(2))[:4]
+
+
+def _without_source_port(payload: bytes) -> bytes:
+    """What rows have in common that differ in the client's port only; the whole row where it is laid out otherwise."""
+    at, end = _PLACES.get(payload[0] if payload else 0, (0, 0))
+    if not at or payload[at - 4 : at] != _SOURCE_PORT_HEADER:
+        return payload
+    return payload[:at] + payload[at + 2 : end]
 
 
 def _delete(netlink: NetlinkSocket, found: Flow) -> bool:

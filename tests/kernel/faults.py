@@ -17,7 +17,6 @@ each fault: everything is put back as it was before, the real command runs under
 
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -36,12 +35,14 @@ from redirector.program import Program
 from tests.kernel.lab import Lab
 from tests.kernel.product import ORIGIN, Product, mapping, ruleset
 from tests.kernel.strace import DISK, NETLINK, PROCESS, Call, Fault, calls
+from tests.kernel.watchdogs import watchdogs
 
 SECONDS = 10.0  # in which every run ends
 LONG = 3600.0  # to confirm in; nothing here waits for it
 
 OLD = mapping("web", 80, 8080) + mapping("dns", 53, 5353, protocol=["tcp", "udp"])
 NEW = mapping("web", 80, 8081) + mapping("ssl", 443, 8443)
+NEXT = mapping("web", 80, 8082)
 FOREIGN = "table ip others { chain input { type filter hook input priority 0; tcp dport 99 counter drop; }; }"
 
 ERRORS = {
@@ -192,13 +193,14 @@ class Rig:
     def __init__(self, lab: Lab, scenario: Scenario) -> None:
         self.lab, self.scenario = lab, scenario
         self.product = Product(lab)
-        self.files = {"old": self.product.file(OLD, "old.toml"), "new": self.product.file(NEW, "new.toml")}
+        texts = {"old": OLD, "new": NEW, "next": NEXT}
+        self.files = {name: self.product.file(text, f"{name}.toml") for name, text in texts.items()}
         self.command = lab.command(*(part.format(**self.files) for part in scenario.command))
         self._template = os.path.join(os.path.dirname(lab.state_dir), "template")
         self._log = os.path.join(os.path.dirname(lab.state_dir), "strace.log")
         self._told = os.path.join(os.path.dirname(lab.state_dir), "told")
         self._empty()
-        self.programs = {self._applied(text): self._program() for text in (OLD, NEW)}
+        self.programs = {self._applied(text): self._program() for text in texts.values()}
         self._empty()
         lab.host.nft(FOREIGN)
         self._foreign = lab.host.nft_list("table ip others")
@@ -261,16 +263,9 @@ class Rig:
     def close(self) -> list[str]:
         """Await the end of every watchdog that was started here; what is wrong with the foreign table."""
         shutil.rmtree(self.lab.state_dir)
-        for number in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{number}/cmdline", "rb") as file:
-                    arguments = file.read().split(b"\0")
-                if b"-I" in arguments and os.fsencode(self.lab.state_dir) in arguments:
-                    descriptor = os.pidfd_open(int(number))
-                    select.select([descriptor], [], [])
-                    os.close(descriptor)
-            except (FileNotFoundError, ProcessLookupError):
-                continue
+        for watchdog in watchdogs(self.lab.state_dir):
+            with watchdog:
+                watchdog.await_end()
         self.product.close()
         untouched = self.lab.host.nft_list("table ip others") == self._foreign
         return [] if untouched else [f"{self.scenario.name}: somebody else's table was changed"]
@@ -302,14 +297,14 @@ class Rig:
         wrong = []
         confirmed = self.before.program if self.before.waiting is None else self.programs[ruleset(OLD)]
         if found.waiting is not None and not found.overdue:
-            if self._code("apply", self.files["new"]) != 75:
+            if self._code("apply", self.files["next"]) != 75:
                 wrong.append("an apply is not refused while a change waits for confirm")
             code = self._code("cancel")
             drained = reconcile.desired_program(Ruleset())
             if code or self._program() not in (confirmed, drained if confirmed is None else confirmed):
                 wrong.append(f"cancel afterwards ends with {code}, and does not lead to what was confirmed")
-        ended = self.lab.redirector("apply", self.files["new"])
-        if ended.returncode or self.look().program != self.programs[ruleset(NEW)]:
+        ended = self.lab.redirector("apply", self.files["next"])
+        if ended.returncode or self._program() != self.programs[ruleset(NEXT)]:
             wrong.append(f"the next apply ends with {ended.returncode}: {ended.stderr}")
         try:
             state = self.product.status().state

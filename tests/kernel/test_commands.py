@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -60,7 +59,7 @@ class TestExitCodes:
         file = product.file(WEB)
         for command in (["check", file], ["apply", file], ["plan", file], ["status"], ["history"], ["show"]):
             product.run(*command)
-        for command in (["render", file], ["render", file, "--as", "json"], ["schema"], ["rollback", "1"], ["remove"]):
+        for command in (["render", file], ["schema"], ["rollback", "1"], ["remove"]):
             product.run(*command)
 
     def test_1_refused_and_nothing_changed(self, lab: Lab, product: Product) -> None:
@@ -91,8 +90,7 @@ class TestExitCodes:
     @pytest.mark.parametrize("damage", ["gone", "empty", "truncated", "another", "folder", "junk"])
     def test_4_unknown(self, lab: Lab, product: Product, damage: str) -> None:
         """A table of ours without a history that can be read; and the next apply is not stopped by that."""
-        file = product.file(WEB)
-        product.run("apply", file)
+        product.apply(WEB)
         record = Path(product.history.folder, "generations", "000001.json")
         data = record.read_bytes()
         if damage == "gone":
@@ -105,14 +103,14 @@ class TestExitCodes:
             record.write_bytes(changed[damage])
         found = product.json("status", code=4)
         assert (found["state"], found["generation"]) == ("unknown", None)
-        product.run("history")
-        if damage != "gone":
+        if damage == "truncated":
+            assert "unreadable" in product.run("history")
             assert "damaged" in product.run("show", "1", code=7)
             assert "damaged" in product.run("rollback", "1", code=7)
         genid = product.genid()
-        product.run("apply", file)
+        assert product.apply(WEB).recorded
         assert product.genid() == genid  # the kernel is the truth, and it is as it should be
-        assert product.json("status")["state"] == "in-sync"
+        assert product.status().state == "in-sync"
 
     def test_5_changed_and_rolled_back(self, lab: Lab, product: Product) -> None:
         file = product.file(WEB + DNS)
@@ -264,12 +262,13 @@ class TestJson:
     def test_status(self, lab: Lab, product: Product) -> None:
         file = product.file(WEB)
         nothing = (str, type(None))
-        for step, code in (([], 3), (["apply", file], 0), (["remove"], 3), (["rollback"], 0)):
+        for step, code in (([], 3), (["apply", file], 0), (["remove"], 3)):
             if step:
                 product.run(*step)
             found = product.json("status", code=code)
             self.has(found, state=str, backend=str, generation=(int, type(None)), drift=list)
             assert found["backend"] == "nftables"
+        product.apply(WEB)
         lab.host.nft("delete element inet redirector ports { tcp . 80 }")
         found = product.json("status", code=2)
         assert (found["state"], found["generation"]) == ("drifted", 3)
@@ -288,11 +287,7 @@ class TestJson:
         assert [record["digest"] for record in found] == [mappings.digest(ruleset(x)) for x in (WEB, WEB + DNS)]
 
     def test_errors(self, lab: Lab, product: Product) -> None:
-        for code, command in (
-            (7, ["rollback"]),
-            (78, ["apply", "/nowhere.toml"]),
-            (64, ["render", product.file(WEB), "--as", "x"]),
-        ):
+        for code, command in ((7, ["rollback"]), (78, ["apply", "/nowhere.toml"]), (1, ["apply", product.file("")])):
             found = product.json(*command, code=code)
             assert found["ok"] is False
             assert found["error"]["code"] == code
@@ -302,10 +297,8 @@ class TestJson:
         for changed, recorded in ((True, True), (False, False)):
             found = product.json("apply", file)
             assert (found["changed"], found["recorded"], found["generation"]) == (changed, recorded, 1)
-        warnings = [
-            found for found in product.json("plan", product.file(DNS), code=2)["findings"] if not found["override"]
-        ]
-        assert {found["mapping"] for found in warnings} == {"dns"}
+        findings = product.json("plan", product.file(DNS), code=2)["findings"]
+        assert {(found["mapping"], found["override"]) for found in findings} == {("dns", None)}
 
 
 class TestSavedPlans:
@@ -368,8 +361,8 @@ class TestSavedPlans:
 
 class TestGenerations:
     def test_rollback_and_back_again(self, lab: Lab, product: Product) -> None:
-        product.run("apply", product.file(WEB))
-        product.run("apply", product.file(mapping("web", 80, 8081)))
+        product.apply(WEB)
+        product.apply(mapping("web", 80, 8081))
         lab.host.serve("tcp", HOST[0], 8080, 8081)
 
         def target() -> int:
@@ -378,17 +371,17 @@ class TestGenerations:
             return answer.port
 
         assert target() == 8081
-        for generation, port in ((3, 8080), (4, 8081), (5, 8080)):
+        for generation, port in ((3, 8080), (4, 8081)):
             assert product.json("rollback")["generation"] == generation
             assert target() == port
-        product.run("rollback", "2")
-        assert target() == 8081
+        product.run("rollback", "1")
+        assert target() == 8080
         product.run("remove")
         assert lab.client.ask_tcp(HOST[0], 80) == Refused()
         product.run("rollback")
-        assert target() == 8081
-        assert [found["generation"] for found in product.json("history")] == list(range(1, 9))
-        assert product.json("status")["generation"] == 8
+        assert target() == 8080
+        assert [found["generation"] for found in product.json("history")] == list(range(1, 8))
+        assert product.json("status")["generation"] == 7
 
     def test_rollback_of_a_purge_and_to_one(self, lab: Lab, product: Product) -> None:
         product.apply(WEB)
@@ -399,7 +392,7 @@ class TestGenerations:
         assert lab.host.nft_list() == ""
 
     def test_show_prints_a_file_that_can_be_applied(self, lab: Lab, product: Product) -> None:
-        text = WEB + DNS + mapping("ü", 90, 9090).replace("ü", "u") + 'comment = "with \\"quotes\\" and ünïcode"\n'
+        text = WEB + DNS + mapping("u", 90, 9090) + 'comment = "with \\"quotes\\" and ünïcode"\n'
         product.apply(f"[settings]\npriority = -120\n{text}")
         shown = product.run("show", "1")
         assert mappings.load(product.file(shown.replace("version = 1\n", "", 1))) == ruleset(
@@ -484,10 +477,10 @@ class TestStreams:
         os.close(reader)
         with contextlib.closing(os.fdopen(writer, "wb")) as nobody:
             argv = lab.command("apply", product.file(WEB))
-            done = lab.host.namespace.run(
-                argv, env=lab.environment(), stdout=nobody, stderr=nobody, timeout=COMMAND_TIMEOUT
-            )
-        assert done.returncode == 0
+            streams = {"stdin": subprocess.DEVNULL, "stdout": nobody, "stderr": nobody}
+            child = lab.host.namespace.popen(argv, env=lab.environment(), **streams)
+            with child:
+                assert child.wait(COMMAND_TIMEOUT) == 0
         assert product.status().state == "in-sync"
 
 
@@ -501,30 +494,32 @@ class TestCompletion:
             assert (done.returncode, done.stderr) == (0, "")
 
     def test_completes_commands_and_options(self, product: Product) -> None:
-        for words, wanted in (
-            ("redirector ro", "plain,rollback"),
-            ("redirector apply --allow-e", "plain,--allow-empty"),
-        ):
+        for words, wanted in (("redirector ro", "rollback"), ("redirector apply --allow-e", "--allow-empty")):
             env = {
                 "_REDIRECTOR_COMPLETE": "bash_complete",
                 "COMP_WORDS": words,
                 "COMP_CWORD": str(words.count(" ")),
             }
-            assert wanted in product.run(env=env).splitlines()
+            assert f"plain,{wanted}" in product.run(env=env).splitlines()
+
+
+BOTH_COMMANDS = """
+"$PYTHON" -m redirector apply "$1" 2>&1; echo "= $?"
+"$PYTHON" -m redirector status; echo "= $?"
+"""
 
 
 def test_a_transaction_too_large_for_a_user_namespace(lab: Lab, product: Product) -> None:
-    """Only there is the send buffer bounded: it is told before anything is changed."""
-    file = product.file(mapping("many", "1-60000", 8080, protocol=["tcp", "udp", "sctp"]))
-    script = 'redirector() { "$PYTHON" -m redirector "$@"; }; redirector apply "$1" 2>&1; echo "= $?"; redirector status; echo "= $?"'
-    argv = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", script, "sh", file]
+    """Only there is the send buffer bounded: what does not fit is refused before anything is changed."""
+    file = product.file(mapping("x" * 63, "1-65535", 8080, protocol=["tcp", "udp"]))
+    argv = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", BOTH_COMMANDS, "sh", file]
     environment = lab.environment({"PYTHON": sys.executable, "REDIRECTOR_STATE_DIR": f"{product.history.folder}.user"})
     done = subprocess.run(argv, env=environment, text=True, capture_output=True, timeout=COMMAND_TIMEOUT, check=True)
     with open("/proc/sys/net/core/wmem_max", encoding="ascii") as limit:
-        assert int(limit.read()) < 3 * 60000 * 60  # otherwise this test would show nothing
-    assert "larger than this user namespace may send" in done.stdout
-    assert "= 1\n" in done.stdout
-    assert "= 3\n" in done.stdout
+        fits = 2 * int(limit.read()) > 2 * 65535 * 110  # the kernel doubles the limit; an element takes about 110 bytes
+    assert ("larger than this user namespace may send" in done.stdout) is not fits
+    codes = [line for line in done.stdout.splitlines() if line.startswith("= ")]
+    assert codes == (["= 0", "= 0"] if fits else ["= 1", "= 3"])
 
 
 def test_75_locked_by_somebody_else(shut_out: tuple[Lab, "subprocess.Popen[str]"]) -> None:
@@ -533,4 +528,3 @@ def test_75_locked_by_somebody_else(shut_out: tuple[Lab, "subprocess.Popen[str]"
     assert waiting.returncode == 75, told + complaint
     assert f"process {os.getpid()}" in complaint
     assert lab.host.nft_list() == ""
-    assert socket.AF_NETLINK

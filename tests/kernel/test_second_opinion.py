@@ -17,12 +17,12 @@ from redirector.backends.nftables.backend import NftablesBackend
 from redirector.backends.nftables.encode import MARK
 from redirector.compile import compile_ruleset
 from redirector.errors import Refused
-from redirector.fields import Report, interface
 from redirector.host.namespaces import Namespace
 from redirector.model import Mapping, Ports, Ruleset, Scope
 from redirector.plan import make_plan
 from redirector.program import Program
 from redirector.renderers.nft_json import CONSTANTS
+from redirector.values import Report, interface
 from tests import strategies
 from tests.kernel.libnftables import Library, Refusal
 

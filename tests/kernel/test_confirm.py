@@ -1,0 +1,428 @@
+"""A change that waits for `confirm`: kept, taken back, and what it survives. Real commands, real watchdogs."""
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from redirector import pending
+from redirector.history import Record
+from redirector.netlink import NETLINK_NETFILTER, RECEIVE_SIZE, messages
+from redirector.program import Program
+from redirector.reconcile import Wish, change
+from tests.kernel.echo import Answered
+from tests.kernel.lab import CLIENT, HOST, Lab
+from tests.kernel.product import ORIGIN, Product, mapping, ruleset
+from tests.kernel.watchdogs import PATIENCE, Watchdog, watchdogs
+
+OLD = mapping("web", 80, 8080)
+NEW = mapping("web", 80, 8081)
+NFNLGRP_NFTABLES = 7  # linux/netfilter/nfnetlink.h
+NEWGEN = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
+PROMPT_SECONDS = 1.0  # after its deadline, at the latest, a change has been taken back: issue and manual say so
+
+
+@pytest.fixture
+def product(lab: Lab) -> Iterator[Product]:
+    with Product(lab) as made:
+        yield made
+    # Whatever the test came to: without a note no watchdog has anything to do, and the namespace can go.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(lab.state_dir, pending.NOTE))
+    for watchdog in watchdogs(lab.state_dir):
+        with watchdog:
+            watchdog.await_end()
+
+
+class Files:
+    """The two mapping files of these tests, and what the kernel holds with each."""
+
+    def __init__(self, product: Product) -> None:
+        self.old, self.new = product.file(OLD, "old.toml"), product.file(NEW, "new.toml")
+        self._product = product
+
+    def apply_old(self) -> Program | None:
+        self._product.run("apply", self.old)
+        return self.held()
+
+    def held(self) -> Program | None:
+        return self._product.backend.observe().program
+
+
+@pytest.fixture
+def files(product: Product) -> Files:
+    return Files(product)
+
+
+@contextlib.contextmanager
+def commits(lab: Lab) -> Iterator[Callable[[], float]]:
+    """A function that returns when the next nftables commit has happened, with its time (CLOCK_BOOTTIME)."""
+    with lab.host.namespace.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as events:
+        events.bind((0, 1 << (NFNLGRP_NFTABLES - 1)))
+        events.settimeout(PATIENCE)
+
+        def ends() -> Iterator[float]:
+            while True:
+                told = list(messages(events.recv(RECEIVE_SIZE)))
+                at = pending.now()
+                yield from (at for message in told if message.kind == NEWGEN)  # the last that is told of a commit
+
+        yield ends().__next__
+
+
+def the_watchdog(lab: Lab) -> Watchdog:
+    (found,) = watchdogs(lab.state_dir)
+    return found
+
+
+def note(product: Product) -> pending.Pending:
+    found = pending.read(product.history)
+    assert found is not None
+    return found
+
+
+def wait(product: Product, seconds: float) -> None:
+    """NEW in force and waiting, for so many seconds, with nobody watching: as if its watchdog had been killed."""
+
+    def arm(generation: int) -> Callable[[], None]:
+        pending.arm(product.history, generation, seconds)
+        return lambda: pending.disarm(product.history)
+
+    with product.history.locked():
+        change(product.backend, product.history, Wish(ruleset(NEW), ORIGIN, arm=arm))
+
+
+def current(product: Product) -> Record:
+    found = product.history.current()
+    assert isinstance(found, Record)
+    return found
+
+
+class TestKept:
+    def test_by_confirm(self, lab: Lab, product: Product, files: Files) -> None:
+        files.apply_old()
+        told = product.json("apply", "--confirm=60", files.new)
+        assert told["pending"]["generation"] == 2
+        assert not current(product).confirmed
+        with the_watchdog(lab) as watchdog:
+            deadline = note(product).deadline
+            product.run("confirm")
+            watchdog.await_end()
+        assert pending.now() < deadline  # it had no reason to wait for it
+        assert current(product) == current(product)._replace(generation=2, confirmed=True, ruleset=ruleset(NEW))
+        assert product.json("status")["state"] == "in-sync"
+        assert product.json("status")["pending"] is None
+        lab.host.serve("tcp", HOST[0], 8081)
+        assert lab.client.ask_tcp(HOST[0], 80) == Answered(8081, CLIENT[0], HOST[0])
+
+    def test_through_the_deadline(self, lab: Lab, product: Product, files: Files) -> None:
+        """Confirmed, and only the note is still there: as after a crash of `confirm` halfway."""
+        files.apply_old()
+        wait(product, 0.0)
+        new = files.held()
+        found = current(product)._replace(confirmed=True)
+        product.history.prepare(found).keep()
+        assert product.json("status")["state"] == "in-sync"
+        product.run("cancel", code=7)
+        product.run("confirm", code=7)
+        product.run("apply", files.new)
+        assert (files.held(), current(product)) == (new, found)
+        assert not os.path.exists(os.path.join(lab.state_dir, pending.NOTE))
+
+    @pytest.mark.parametrize("command", ["confirm", "cancel"])
+    def test_nothing_waits(self, product: Product, files: Files, command: str) -> None:
+        product.run(command, code=7)
+        files.apply_old()
+        product.run(command, code=7)
+        product.run("apply", "--confirm", files.new)
+        product.run("confirm")
+        product.run(command, code=7)
+
+    def test_nothing_changes_so_nothing_waits(self, lab: Lab, product: Product, files: Files) -> None:
+        files.apply_old()
+        assert product.json("apply", "--confirm", files.old)["pending"] is None
+        assert watchdogs(lab.state_dir) == []
+        product.run("apply", files.new)
+
+
+class TestTakenBack:
+    def test_at_the_deadline(self, lab: Lab, product: Product, files: Files) -> None:
+        old = files.apply_old()
+        lab.host.serve("tcp", HOST[0], 8080)
+        lab.host.serve("tcp", HOST[0], 8081)
+        with commits(lab) as following:
+            product.run("apply", "--confirm=1", files.new)
+            deadline = note(product).deadline
+            with the_watchdog(lab) as watchdog:
+                following()
+                assert deadline <= following() < deadline + PROMPT_SECONDS
+                watchdog.await_end()
+        assert files.held() == old
+        assert lab.client.ask_tcp(HOST[0], 80) == Answered(8080, CLIENT[0], HOST[0])
+        record = current(product)
+        assert (record.generation, record.action, record.confirmed) == (3, "cancel", True)
+        assert record.ruleset == ruleset(OLD)
+        assert product.json("status")["state"] == "in-sync"
+        product.run("confirm", code=7)
+
+    def test_by_cancel(self, lab: Lab, product: Product, files: Files) -> None:
+        old = files.apply_old()
+        product.run("apply", "--confirm", files.new)
+        with the_watchdog(lab) as watchdog:
+            product.run("cancel")
+            watchdog.await_end()
+        assert files.held() == old
+        assert product.json("status")["state"] == "in-sync"
+        product.run("cancel", code=7)
+
+    def test_the_first_apply_is_drained(self, product: Product, files: Files) -> None:
+        product.run("apply", "--confirm", files.new)
+        product.run("cancel")
+        assert product.json("status", code=3)["state"] == "drained"
+        assert not product.status().connections
+        product.run("apply", files.new)
+
+    def test_to_what_was_confirmed_not_to_what_came_last(self, product: Product, files: Files) -> None:
+        """And what was removed stays removed."""
+        files.apply_old()
+        product.run("remove", "--purge")
+        product.run("apply", "--confirm", files.new)
+        product.run("cancel")
+        assert files.held() is None
+        assert product.json("status", code=3)["state"] == "absent"
+
+    def test_in_a_named_namespace(self, lab: Lab, product: Product, files: Files) -> None:
+        old = files.apply_old()
+        where: dict[str, Any] = {"machine": lab.client, "names": {"box": lab.host}}
+        product.run("apply", "--netns", "box", files.old, **where)
+        with commits(lab) as following:
+            product.run("apply", "--netns", "box", "--confirm=1", files.new, **where)
+            following()
+            assert files.held() != old
+            following()
+        for watchdog in watchdogs(os.path.join(lab.state_dir, "netns", "box")):
+            with watchdog:
+                watchdog.await_end()
+        assert files.held() == old
+
+
+class TestWhileItWaits:
+    def test_others_are_refused_and_told_how_long(self, product: Product, files: Files) -> None:
+        files.apply_old()
+        product.run("apply", "--confirm=2m", files.new)
+        new, numbers = files.held(), product.history.numbers()
+        for command in (("apply", files.old), ("apply", "--confirm", files.old), ("rollback",), ("remove",)):
+            told = re.search(r"generation 2 waits for confirm, for another (\d+) s", product.run(*command, code=75))
+            assert told
+            assert 60 < int(told[1]) <= 120
+        assert (files.held(), product.history.numbers()) == (new, numbers)
+        product.run("plan", files.new)
+        product.run("plan", files.old, code=2)
+        product.run("confirm")
+        product.run("rollback")
+
+    def test_status_tells(self, lab: Lab, product: Product, files: Files) -> None:
+        files.apply_old()
+        product.run("apply", "--confirm", files.new)
+        told = product.json("status")
+        assert told["state"] == "pending"
+        assert told["pending"]["generation"] == 2
+        assert 0 < told["pending"]["seconds_left"] <= 60
+        lab.host.nft("delete element inet redirector ports { tcp . 80 }")
+        told = product.json("status", code=2)
+        assert told["state"] == "pending"
+        assert [drift["mapping"] for drift in told["drift"]] == ["web"]
+
+    @pytest.mark.parametrize("wrong", ["0", "-1", "1.5", "m", "1d", "1441m", "²", "9" * 5000])
+    def test_times_that_are_none(self, product: Product, files: Files, wrong: str) -> None:
+        product.run("apply", f"--confirm={wrong}", files.new, code=64)
+        assert product.history.numbers() == []
+
+
+class TestProbe:
+    def test_it_sees_the_change_and_is_content(self, product: Product, files: Files) -> None:
+        files.apply_old()
+        probe = "sh -c 'nft list map inet redirector ports | grep -q 8081'"
+        product.run("apply", "--confirm", "--probe", probe, files.new)
+        assert product.json("status")["state"] == "pending"
+
+    @pytest.mark.parametrize("probe", ["false", "/no/such/command", "sh -c 'kill -9 $$'", "'", " "])
+    def test_it_fails(self, lab: Lab, product: Product, files: Files, probe: str) -> None:
+        old = files.apply_old()
+        product.run("apply", "--confirm", "--probe", probe, files.new, code=5)
+        assert files.held() == old
+        assert product.json("status")["state"] == "in-sync"
+
+    def test_it_does_not_end(self, product: Product, files: Files) -> None:
+        old = files.apply_old()
+        product.run("apply", "--confirm=1", "--probe", "sleep 1000", files.new, code=5)
+        assert files.held() == old
+
+    def test_it_may_confirm(self, lab: Lab, product: Product, files: Files) -> None:
+        probe = f"{sys.executable} -m redirector confirm"
+        product.run("apply", "--confirm", "--probe", probe, files.new)
+        assert product.json("status")["state"] == "in-sync"
+        assert current(product).confirmed
+
+    def test_it_goes_with_confirm_only(self, product: Product, files: Files) -> None:
+        product.run("apply", "--probe", "true", files.new, code=64)
+        assert files.held() is None
+
+
+class TestWhatTheWatchdogSurvives:
+    @pytest.mark.parametrize(
+        ("injected", "recorded"), [(["-e", "inject=rename:signal=KILL:when=2"], False), ([], True)]
+    )
+    def test_the_end_of_the_command(
+        self, lab: Lab, product: Product, files: Files, injected: list[str], recorded: bool
+    ) -> None:
+        """Killed between the commit and the record of it (the note is renamed first), or right afterwards."""
+        old = files.apply_old()
+        probe = "sh -c 'kill -9 $PPID'"
+        command = lab.command("apply", "--confirm=2", "--probe", probe, files.new)
+        argv = ["strace", "-o", os.devnull, *injected, *command] if injected else command
+        with commits(lab) as following:
+            done = lab.host.namespace.run(argv, env=lab.environment(), timeout=PATIENCE)
+            assert done.returncode == -signal.SIGKILL
+            assert product.history.numbers() == ([1, 2] if recorded else [1])
+            with the_watchdog(lab) as watchdog:
+                following()
+                assert files.held() != old
+                assert product.lab.redirector("status").returncode == (0 if recorded else 2)
+                following()
+                watchdog.await_end()
+        assert files.held() == old
+        assert product.json("status")["state"] == "in-sync"
+
+    def test_the_end_of_the_terminal(self, lab: Lab, product: Product, files: Files) -> None:
+        old = files.apply_old()
+        ours, theirs = os.openpty()
+        script = '"$@" && exec cat'  # a session that goes on, as a shell does
+        argv = ["setsid", "--ctty", "sh", "-c", script, "sh", *lab.command("apply", "--confirm=2", files.new)]
+        with commits(lab) as following:
+            with lab.host.namespace.popen(
+                argv, stdin=theirs, stdout=theirs, stderr=theirs, env=lab.environment()
+            ) as session:
+                os.close(theirs)
+                told = b""
+                while b"to be confirmed" not in told:
+                    assert select.select([ours], [], [], PATIENCE)[0]
+                    told += os.read(ours, 4096)
+                watchdog = the_watchdog(lab)
+                _, _, group, own_session, terminal = watchdog.fields()
+                assert (int(group), int(own_session)) == (watchdog.number, watchdog.number)
+                assert terminal == "0"
+                assert int(own_session) != session.pid
+                os.close(ours)
+                assert session.wait(PATIENCE) == -signal.SIGHUP
+            following()
+            assert files.held() != old
+            following()
+        with watchdog:
+            watchdog.await_end()
+        assert files.held() == old
+
+    @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE])
+    def test_signals(self, lab: Lab, product: Product, files: Files, number: signal.Signals) -> None:
+        old = files.apply_old()
+        product.run("apply", "--confirm=1", files.new)
+        with the_watchdog(lab) as watchdog:
+            watchdog.send(number)
+            watchdog.await_end()
+        assert files.held() == old
+
+    def test_what_holds_the_lock_at_the_deadline(self, lab: Lab, product: Product, files: Files) -> None:
+        old = files.apply_old()
+        product.run("apply", "--confirm=1", files.new)
+        with the_watchdog(lab) as watchdog:
+            script = "from redirector import store; import sys\nwith store.locked(sys.argv[1]): input()"
+            with subprocess.Popen(
+                [sys.executable, "-c", script, lab.state_dir], stdin=subprocess.PIPE, env=lab.environment()
+            ) as holder:
+                while note(product).seconds_left:
+                    time.sleep(note(product).seconds_left)
+                assert files.held() != old
+                holder.communicate(b"\n")
+            watchdog.await_end()
+        assert files.held() == old
+
+
+class TestWithoutAWatchdog:
+    def test_it_was_killed(self, lab: Lab, product: Product, files: Files) -> None:
+        old = files.apply_old()
+        product.run("apply", "--confirm=1", files.new)
+        with the_watchdog(lab) as watchdog:
+            watchdog.send(signal.SIGKILL)
+            watchdog.await_end()
+        while seconds := note(product).seconds_left:  # time is the one event that nothing tells of
+            time.sleep(seconds)
+        assert files.held() != old
+        assert product.json("status")["state"] == "in-sync"
+        assert files.held() == old
+
+    @pytest.mark.parametrize(
+        ("command", "code", "left"),
+        [
+            (("status",), 0, OLD),
+            (("plan", "{old}"), 0, OLD),
+            (("plan", "{new}"), 2, OLD),
+            (("apply", "{old}"), 0, OLD),
+            (("apply", "{new}"), 0, NEW),
+            (("confirm",), 7, OLD),
+            (("cancel",), 0, OLD),
+        ],
+    )
+    def test_the_next_command_takes_back_what_is_overdue(
+        self, product: Product, files: Files, command: tuple[str, ...], code: int, left: str
+    ) -> None:
+        files.apply_old()
+        wait(product, 0.0)
+        product.run(*(part.format(old=files.old, new=files.new) for part in command), code=code)
+        assert current(product).ruleset == ruleset(left)
+        assert current(product).confirmed
+        assert product.json("status")["state"] == "in-sync"
+
+    @pytest.mark.parametrize("command", ["rollback", "remove"])
+    def test_and_then_does_its_own_work(self, product: Product, files: Files, command: str) -> None:
+        product.run("apply", product.file(mapping("first", 81, 8081), "first.toml"))
+        files.apply_old()
+        wait(product, 0.0)
+        product.run(command)
+        names = [found.name for found in current(product).ruleset.mappings]
+        assert names == {"rollback": ["first"], "remove": []}[command]
+
+    def test_another_boot_is_overdue(self, product: Product, files: Files) -> None:
+        old = files.apply_old()
+        wait(product, 3600.0)
+        found = note(product)._replace(boot="11111111-2222-3333-4444-555555555555")
+        pending._write(product.history, found)
+        assert product.json("status")["state"] == "in-sync"
+        assert files.held() == old
+
+
+class TestClocks:
+    """Only CLOCK_BOOTTIME counts. The machine's time cannot be set by a test; a time namespace (time_namespaces(7)) can
+    shift the other two clocks that there are."""
+
+    def test_the_deadline_is_in_boot_time(self, product: Product, files: Files) -> None:
+        before = time.clock_gettime(time.CLOCK_BOOTTIME)
+        product.run("apply", "--confirm=2m", files.new)
+        after = time.clock_gettime(time.CLOCK_BOOTTIME)
+        assert before + 120 <= note(product).deadline <= after + 120
+
+    @pytest.mark.parametrize(("clock", "over"), [("--boottime", True), ("--monotonic", False)])
+    def test_which_clock_it_is(self, lab: Lab, product: Product, files: Files, clock: str, over: bool) -> None:
+        files.apply_old()
+        wait(product, 3600.0)
+        argv = ["unshare", "--time", clock, "7200", *lab.command("status")]
+        lab.host.run(*argv, env=lab.environment())
+        assert current(product).ruleset == ruleset(OLD if over else NEW)
