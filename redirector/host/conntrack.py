@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from redirector.flows import UDP, Flow
 from redirector.host.dumps import steadily
@@ -29,6 +31,7 @@ SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 GET, DELETE = SUBSYSTEM | 1, SUBSYSTEM | 2  # IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE
 TUPLE_ORIGINAL, TUPLE_REPLY, IDENTIFIER, ZONE = 1, 2, 12, 18  # CTA_*
 TUPLE_IP, TUPLE_PROTOCOL = 1, 2  # CTA_TUPLE_*
+FILTER, FILTER_ORIGINAL_FLAGS, FILTER_BY_PROTOCOL = 25, 1, 1 << 3  # CTA_FILTER, CTA_FILTER_ORIG_FLAGS, CTA_PROTO_NUM
 PROTOCOL_NUMBER, SOURCE_PORT, DESTINATION_PORT = 1, 2, 3  # CTA_PROTO_*
 # By family, where a tuple has source and destination: CTA_IP_V4_SRC and _DST, CTA_IP_V6_SRC and _DST.
 ADDRESSES: dict[int, tuple[int, int]] = {socket.AF_INET: (1, 2), socket.AF_INET6: (3, 4)}
@@ -64,11 +67,19 @@ def forget(netlink: NetlinkSocket, choose: Callable[[Iterator[Flow]], Iterable[F
     alike, and picks for all of them. Returns how many were deleted. Raises OSError; EBUSY for a table never at rest.
     """
     alike: dict[bytes, list[bytes]] = {}
-    for row in steadily(lambda: netlink.dump(GET, bytes(4))):
-        alike.setdefault(_without_source_port(row.payload), []).append(row.payload)
+    for family in ADDRESSES:
+        for row in steadily(partial(netlink.dump, GET, _udp_only(family))):
+            alike.setdefault(_without_source_port(row.payload), []).append(row.payload)
     first = {found: payloads for payloads in alike.values() if (found := flow(payloads[0]))}
     chosen = [flow(payload) for found in choose(iter(first)) for payload in first[found]]
     return sum(_delete(netlink, found) for found in chosen if found)
+
+
+def _udp_only(family: int) -> bytes:
+    """A dump request that the kernel answers with UDP flows of one family only (CTA_FILTER, from Linux 5.8 on)."""
+    wanted = nest(TUPLE_ORIGINAL, nest(TUPLE_PROTOCOL, attr(PROTOCOL_NUMBER, bytes((UDP,)))))
+    compared = attr(FILTER_ORIGINAL_FLAGS, struct.pack("=I", FILTER_BY_PROTOCOL))
+    return bytes((family, 0, 0, 0)) + wanted + nest(FILTER, compared)
 
 
 # Where the original tuple's source port begins, behind addresses of 4 or 16 bytes, and where the reply's one ends.

@@ -33,9 +33,10 @@ from redirector.model import Ruleset
 from redirector.plan import make_plan
 from redirector.program import Program
 from tests.kernel.lab import Lab
-from tests.kernel.product import ORIGIN, Product, mapping, ruleset
+from tests.kernel.product import Product, mapping, ruleset
 from tests.kernel.strace import DISK, NETLINK, PROCESS, Call, Fault, calls
 from tests.kernel.watchdogs import watchdogs
+from tests.waiting import leave_waiting
 
 SECONDS = 10.0  # in which every run ends
 LONG = 3600.0  # to confirm in; nothing here waits for it
@@ -109,15 +110,9 @@ def _both(product: Product) -> None:
 
 
 def _waiting(product: Product, seconds: float = LONG) -> None:
-    """OLD is confirmed and NEW waits for it; there is no watchdog, as if it had been killed."""
-
-    def arm(generation: int) -> Callable[[], None]:
-        pending.arm(product.history, generation, seconds)
-        return lambda: pending.disarm(product.history)
-
+    """OLD is confirmed and NEW waits for it; there is no watchdog."""
     product.apply(OLD)
-    with product.history.locked():
-        reconcile.change(product.backend, product.history, reconcile.Wish(ruleset(NEW), ORIGIN, arm=arm))
+    leave_waiting(product.backend, product.history, ruleset(NEW), seconds)
 
 
 def _overdue(product: Product) -> None:

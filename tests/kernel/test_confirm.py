@@ -18,11 +18,11 @@ from redirector import pending
 from redirector.history import Record
 from redirector.netlink import NETLINK_NETFILTER, RECEIVE_SIZE, messages
 from redirector.program import Program
-from redirector.reconcile import Wish, change
 from tests.kernel.echo import Answered
 from tests.kernel.lab import CLIENT, HOST, Lab
-from tests.kernel.product import ORIGIN, Product, mapping, ruleset
+from tests.kernel.product import Product, mapping, ruleset
 from tests.kernel.watchdogs import PATIENCE, Watchdog, watchdogs
+from tests.waiting import leave_waiting
 
 OLD = mapping("web", 80, 8080)
 NEW = mapping("web", 80, 8081)
@@ -92,13 +92,7 @@ def note(product: Product) -> pending.Pending:
 
 def wait(product: Product, seconds: float) -> None:
     """NEW in force and waiting, for so many seconds, with nobody watching: as if its watchdog had been killed."""
-
-    def arm(generation: int) -> Callable[[], None]:
-        pending.arm(product.history, generation, seconds)
-        return lambda: pending.disarm(product.history)
-
-    with product.history.locked():
-        change(product.backend, product.history, Wish(ruleset(NEW), ORIGIN, arm=arm))
+    leave_waiting(product.backend, product.history, ruleset(NEW), seconds)
 
 
 def current(product: Product) -> Record:
