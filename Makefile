@@ -11,7 +11,7 @@ ARGS ?=
 # nft and ip are in sbin, which Debian leaves out of a plain user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup packages demo test lint bench clean always
+.PHONY: setup packages demo test faults lint bench clean always
 
 setup: packages $(STAMP)
 
@@ -20,6 +20,10 @@ demo: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+# The commands killed, and failing, at every system call that matters: some minutes. A sample is part of `make test`.
+faults: setup
+	$(VENV)/bin/python -m tests.kernel.faults
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -35,6 +39,7 @@ packages:
 	@missing=; \
 	command -v nft >/dev/null || missing="$$missing nftables"; \
 	command -v ip >/dev/null || missing="$$missing iproute2"; \
+	command -v strace >/dev/null || missing="$$missing strace"; \
 	/usr/bin/python3 -c 'import nftables' 2>/dev/null || missing="$$missing python3-nftables"; \
 	/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	if [ -z "$$missing" ]; then \

@@ -82,9 +82,7 @@ class History:
     def read(self, number: int) -> Record | Unreadable:
         """One generation. Raises NotFound where there is none of that number."""
         try:
-            with open(self._path(number), "rb", opener=store.no_follow) as file:
-                data = file.read()
-            return _decode(json.loads(data), number)
+            return _decode(json.loads(store.read(self._path(number))), number)
         except FileNotFoundError:
             raise NotFound(f"there is no generation {number}", "see: redirector history") from None
         except PermissionError:

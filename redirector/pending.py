@@ -69,8 +69,7 @@ def load(history: History) -> Pending | None:
 def read(history: History) -> Pending | None:
     """The note as it is on the disk, None if there is none; one that is damaged, or cannot be read, is overdue."""
     try:
-        with open(os.path.join(history.folder, NOTE), "rb", opener=store.no_follow) as file:
-            content = json.loads(file.read())
+        content = json.loads(store.read(os.path.join(history.folder, NOTE)))
         found = Pending(**{name: content[name] for name in Pending._fields})
         if content["checksum"] == _checksum(found._asdict()):
             return found

@@ -29,6 +29,7 @@ from redirector.store import Unsynced
 
 ATTEMPTS = 50
 SECONDS = 5.0
+READINGS = 3  # after a commit, where the kernel's answers are lost
 GENID_LIMIT = 2**32
 TABLE_OWNER = 0x2  # NFT_TABLE_F_OWNER, linux/netfilter/nf_tables.h
 
@@ -203,16 +204,24 @@ def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> N
         with contextlib.suppress(RedirectorError, OSError):  # where the genid cannot be asked, everything is read back
             if not verify and backend.genid() == _after(snapshot.genid):
                 return
-    try:
-        found = backend.observe()
-    except (RedirectorError, OSError) as error:
-        message = f"the transaction was sent, and then the kernel could not be read ({printable(str(error))})"
-        raise OutcomeUnknown(message, "see: redirector status") from None
+    found = _read_back(backend)
     if not make_plan(plan.desired, found.program) and not found.foreign:
         return
     if doubt and found.program == snapshot.program:
         raise Refused(f"the kernel did not take the transaction ({printable(doubt)}); nothing was changed", "try again")
     raise _Overwritten
+
+
+def _read_back(backend: Backend) -> Snapshot:
+    """What the kernel holds after a commit; an answer that was lost is asked for again. Raises OutcomeUnknown."""
+    for attempt in range(READINGS):
+        try:
+            return backend.observe()
+        except (RedirectorError, OSError) as error:
+            if attempt == READINGS - 1 or isinstance(error, TimeoutError):
+                message = f"the transaction was sent, and then the kernel could not be read ({printable(str(error))})"
+                raise OutcomeUnknown(message, "see: redirector status") from None
+    raise AssertionError
 
 
 class _Overwritten(Overtaken):

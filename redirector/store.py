@@ -19,6 +19,7 @@ from redirector.errors import NotPermitted, Refused, TryAgain, printable
 
 LOCK_SECONDS = 8.0
 LOCK_POLL_SECONDS = 0.02
+READS = 3
 
 
 class Unsynced(OSError):
@@ -116,6 +117,21 @@ def _acquire(descriptor: int) -> None:
             who = f"process {holder}" if holder.isdigit() else "another process"
             raise TryAgain(f"{who} has been changing the mappings for {LOCK_SECONDS:.0f} s", "try again later")
         time.sleep(LOCK_POLL_SECONDS)
+
+
+def read(path: str) -> bytes:
+    """The bytes of a file that is no link. Raises OSError where READS attempts in a row fail: what is read here decides
+    what is taken back, and one interruption, or a moment without memory, must not."""
+    for attempt in range(READS):
+        try:
+            with open(path, "rb", opener=no_follow) as file:
+                return file.read()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            if attempt == READS - 1:
+                raise
+    raise AssertionError
 
 
 def no_follow(path: str, flags: int) -> int:

@@ -1,4 +1,4 @@
-"""What `apply --confirm` leaves where its watchdog was killed: the change is in force, and only the note tells of it."""
+"""What `apply --confirm` leaves where its watchdog was killed: the change is in force, and only the note tells."""
 
 from collections.abc import Callable
 

@@ -394,6 +394,23 @@ class TestWithoutAWatchdog:
         names = [found.name for found in current(product).ruleset.mappings]
         assert names == {"rollback": ["first"], "remove": []}[command]
 
+    @pytest.mark.parametrize("command", [("status",), ("apply", "{old}")])
+    @pytest.mark.parametrize("kept", [0, 1, 60, -1])
+    def test_a_damaged_note_is_overdue(
+        self, product: Product, files: Files, command: tuple[str, ...], kept: int
+    ) -> None:
+        """Cut off after so many bytes; test_pending damages each."""
+        old = files.apply_old()
+        wait(product, 3600.0)
+        path = os.path.join(product.history.folder, pending.NOTE)
+        with open(path, "rb") as file:
+            whole = file.read()
+        with open(path, "wb") as file:
+            file.write(whole[:kept])
+        product.run(*(part.format(old=files.old) for part in command))
+        assert files.held() == old
+        assert not os.path.exists(path)
+
     def test_another_boot_is_overdue(self, product: Product, files: Files) -> None:
         old = files.apply_old()
         wait(product, 3600.0)

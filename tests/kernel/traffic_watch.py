@@ -13,7 +13,8 @@ class Watch:
     """While it is entered, one thread for each of `addresses` asks TCP and UDP by turns, each time as a new client.
 
     `lasting` are connections that existed before: each is asked again in every turn. No answer within `patience` is a
-    failure. Leaving it stops the threads and raises what they raised.
+    failure. They take as many turns as they are given by `go_on`, so that a slow machine is not buried in connections.
+    Leaving it stops the threads and raises what they raised.
     """
 
     def __init__(
@@ -23,6 +24,7 @@ class Watch:
         self._machine = machine
         self._port = port
         self._end = threading.Event()
+        self._turns = threading.Semaphore(len(addresses))
         self._errors: list[BaseException] = []
         self.answers: Counter[Answer] = Counter()
         self._lock = threading.Lock()
@@ -42,9 +44,13 @@ class Watch:
         with self._lock:
             return self.answers.total()
 
+    def go_on(self, turns: int) -> None:
+        """Let so many more turns be taken, by whichever thread is free; they need not be over when this returns."""
+        self._turns.release(turns)
+
     def _work(self, address: str, lasting: list[Conversation]) -> None:
         try:
-            while not self._end.is_set():
+            while self._turns.acquire() and not self._end.is_set():
                 found = [
                     self._connect(address),
                     self._machine.ask_udp(address, self._port, patience=self._patience),
@@ -70,6 +76,7 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end.set()
+        self._turns.release(len(self._threads))
         for thread in self._threads:
             thread.join()
         if self._errors and error is None:
