@@ -36,8 +36,6 @@ COMMANDS = {
     "compare": "generations",
     "render": "printing",
     "schema": "printing",
-    "service": "serving",
-    "boot": "serving",
     "completion": "printing",
     "demo": "printing",
 }

@@ -17,7 +17,7 @@ from redirector import mappings
 from redirector.history import KEEP, Record
 from tests.kernel.echo import Answered, Refused
 from tests.kernel.lab import CLIENT, COMMAND_TIMEOUT, HOST, HOST_SECONDARY, Lab
-from tests.kernel.product import Product, mapping, ruleset
+from tests.kernel.product import Product, insist, mapping, ruleset
 
 WEB = mapping("web", 80, 8080)
 DNS = mapping("dns", 53, 5300, protocol=["tcp", "udp"], address=list(HOST_SECONDARY))
@@ -27,7 +27,7 @@ DNS = mapping("dns", 53, 5300, protocol=["tcp", "udp"], address=list(HOST_SECOND
 def shut_out() -> Iterator[tuple[Lab, "subprocess.Popen[str]"]]:
     """An apply that waits for a lock that somebody else holds. It starts early: it has a long time to give up in."""
     with tempfile.TemporaryDirectory() as folder, Lab(f"{folder}/state") as lab, Product(lab) as product:
-        argv, file = lab.command("apply", product.file(WEB)), product.history
+        argv, file = lab.command("apply", product.file(WEB), *insist()), product.history
         with file.locked():
             pipe = subprocess.PIPE
             waiting = lab.host.namespace.popen(argv, env=lab.environment(), text=True, stdout=pipe, stderr=pipe)
@@ -48,7 +48,7 @@ def product(lab: Lab) -> Iterator[Product]:
 
 
 def with_mishap(lab: Lab, how: str, *args: str) -> "subprocess.CompletedProcess[str]":
-    argv = [sys.executable, "-m", "tests.kernel.mishap", how, *args]
+    argv = [sys.executable, "-m", "tests.kernel.mishap", how, *args, *insist()]
     return lab.host.namespace.run(argv, env=lab.environment(), text=True, timeout=COMMAND_TIMEOUT)
 
 
@@ -219,7 +219,7 @@ class TestExitCodes:
     def test_78_unsafe_file(self, lab: Lab, product: Product, mode: int) -> None:
         file = product.file(WEB)
         os.chmod(file, mode)
-        told = product.run("apply", file, code=78)
+        told = product.run("apply", file, code=78, insists=False)
         assert "everybody may write it" in told
         assert "--allow-unsafe-file" in told
         product.run("check", file)
@@ -234,7 +234,7 @@ class TestExitCodes:
         file.write_text(f"version = 1\n{WEB}")
         folder.chmod(0o777)
         for path in (str(file), str(folder)):
-            assert "unsafe" in product.run("apply", path, code=78)
+            assert "unsafe" in product.run("apply", path, code=78, insists=False)
         folder.chmod(0o755)
         product.run("apply", str(folder))
 
@@ -476,7 +476,7 @@ class TestStreams:
         reader, writer = os.pipe()
         os.close(reader)
         with contextlib.closing(os.fdopen(writer, "wb")) as nobody:
-            argv = lab.command("apply", product.file(WEB))
+            argv = lab.command("apply", product.file(WEB), *insist())
             streams = {"stdin": subprocess.DEVNULL, "stdout": nobody, "stderr": nobody}
             child = lab.host.namespace.popen(argv, env=lab.environment(), **streams)
             with child:
@@ -504,7 +504,7 @@ class TestCompletion:
 
 
 BOTH_COMMANDS = """
-"$PYTHON" -m redirector apply "$1" 2>&1; echo "= $?"
+"$PYTHON" -m redirector apply "$@" 2>&1; echo "= $?"
 "$PYTHON" -m redirector status; echo "= $?"
 """
 
@@ -512,7 +512,7 @@ BOTH_COMMANDS = """
 def test_a_transaction_too_large_for_a_user_namespace(lab: Lab, product: Product) -> None:
     """Only there is the send buffer bounded: what does not fit is refused before anything is changed."""
     file = product.file(mapping("x" * 63, "1-65535", 8080, protocol=["tcp", "udp"]))
-    argv = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", BOTH_COMMANDS, "sh", file]
+    argv = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", BOTH_COMMANDS, "sh", file, *insist()]
     environment = lab.environment({"PYTHON": sys.executable, "REDIRECTOR_STATE_DIR": f"{product.history.folder}.user"})
     done = subprocess.run(argv, env=environment, text=True, capture_output=True, timeout=COMMAND_TIMEOUT, check=True)
     with open("/proc/sys/net/core/wmem_max", encoding="ascii") as limit:

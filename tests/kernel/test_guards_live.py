@@ -9,7 +9,7 @@ import pytest
 from tests.kernel.acting import actor
 from tests.kernel.echo import Answered, Refused
 from tests.kernel.lab import CLIENT, COMMAND_TIMEOUT, HOST, HOST_SECONDARY, LOOPBACK, Lab
-from tests.kernel.product import Product, mapping
+from tests.kernel.product import Product, insist, mapping
 
 ANY = ("0.0.0.0", "::")
 SSH = mapping("ssh", 22, 8080)
@@ -101,7 +101,7 @@ class TestSsh:
     @pytest.mark.parametrize("v", [0, 1], ids=["ipv4", "ipv6"])
     def test_connection_of_an_ancestor(self, lab: Lab, product: Product, v: int) -> None:
         """As after sudo: no SSH_CONNECTION and nobody listens any more, but an ancestor holds the connection."""
-        command = lab.command("apply", product.file(mapping("m", 2022, 8080)))
+        command = lab.command("apply", product.file(mapping("m", 2022, 8080)), *insist())
         with actor(lab, "sshd-session", ANY[v], 2022, *command) as child:
             with lab.client.talk("tcp", HOST[v], 2022):
                 told, complaint = child.communicate(timeout=COMMAND_TIMEOUT)
