@@ -95,6 +95,11 @@ def wait(product: Product, seconds: float) -> None:
     leave_waiting(product.backend, product.history, ruleset(NEW), seconds)
 
 
+def time_is_over(product: Product) -> None:
+    """Bring the deadline forward to now, which is quicker than to wait for it; test_at_the_deadline does wait."""
+    pending._write(product.history, note(product)._replace(deadline=pending.now()))
+
+
 def current(product: Product) -> Record:
     found = product.history.current()
     assert isinstance(found, Record)
@@ -154,11 +159,13 @@ class TestTakenBack:
         lab.host.serve("tcp", HOST[0], 8080)
         lab.host.serve("tcp", HOST[0], 8081)
         with commits(lab) as following:
+            before = pending.now()
             product.run("apply", "--confirm=1", files.new)
-            deadline = note(product).deadline
-            with the_watchdog(lab) as watchdog:
-                following()
-                assert deadline <= following() < deadline + PROMPT_SECONDS
+            following()
+            taken_back = following()
+            assert before + 1 <= taken_back
+        for watchdog in watchdogs(lab.state_dir):
+            with watchdog:
                 watchdog.await_end()
         assert files.held() == old
         assert lab.client.ask_tcp(HOST[0], 80) == Answered(8080, CLIENT[0], HOST[0])
@@ -167,6 +174,14 @@ class TestTakenBack:
         assert record.ruleset == ruleset(OLD)
         assert product.json("status")["state"] == "in-sync"
         product.run("confirm", code=7)
+
+    def test_within_a_second_of_the_deadline(self, lab: Lab, product: Product, files: Files) -> None:
+        files.apply_old()
+        product.run("apply", "--confirm=60", files.new)
+        with commits(lab) as following:
+            deadline = pending.now() + 2
+            pending._write(product.history, note(product)._replace(deadline=deadline))
+            assert deadline <= following() < deadline + PROMPT_SECONDS
 
     def test_by_cancel(self, lab: Lab, product: Product, files: Files) -> None:
         old = files.apply_old()
@@ -201,7 +216,6 @@ class TestTakenBack:
         with commits(lab) as following:
             product.run("apply", "--netns", "box", "--confirm=1", files.new, **where)
             following()
-            assert files.held() != old
             following()
         for watchdog in watchdogs(os.path.join(lab.state_dir, "netns", "box")):
             with watchdog:
@@ -282,18 +296,19 @@ class TestWhatTheWatchdogSurvives:
         """Killed between the commit and the record of it (the note is renamed first), or right afterwards."""
         old = files.apply_old()
         probe = "sh -c 'kill -9 $PPID'"
-        command = lab.command("apply", "--confirm=2", "--probe", probe, files.new)
+        command = lab.command("apply", "--confirm=60", "--probe", probe, files.new)
         argv = ["strace", "-o", os.devnull, *injected, *command] if injected else command
-        with commits(lab) as following:
-            done = lab.host.namespace.run(argv, env=lab.environment(), timeout=PATIENCE)
-            assert done.returncode == -signal.SIGKILL
-            assert product.history.numbers() == ([1, 2] if recorded else [1])
-            with the_watchdog(lab) as watchdog:
-                following()
-                assert files.held() != old
-                assert product.lab.redirector("status").returncode == (0 if recorded else 2)
-                following()
-                watchdog.await_end()
+        done = lab.host.namespace.run(argv, env=lab.environment(), timeout=PATIENCE)
+        assert done.returncode == -signal.SIGKILL
+        assert product.history.numbers() == ([1, 2] if recorded else [1])
+        assert files.held() != old
+        assert product.json("status", code=0 if recorded else 2)["state"] == "pending"
+        self.it_goes_on(lab, product, files, old)
+
+    def it_goes_on(self, lab: Lab, product: Product, files: Files, old: Program | None) -> None:
+        with the_watchdog(lab) as watchdog:
+            time_is_over(product)
+            watchdog.await_end()
         assert files.held() == old
         assert product.json("status")["state"] == "in-sync"
 
@@ -301,51 +316,37 @@ class TestWhatTheWatchdogSurvives:
         old = files.apply_old()
         ours, theirs = os.openpty()
         script = '"$@" && exec cat'  # a session that goes on, as a shell does
-        argv = ["setsid", "--ctty", "sh", "-c", script, "sh", *lab.command("apply", "--confirm=2", files.new)]
-        with commits(lab) as following:
-            with lab.host.namespace.popen(
-                argv, stdin=theirs, stdout=theirs, stderr=theirs, env=lab.environment()
-            ) as session:
-                os.close(theirs)
+        argv = ["setsid", "--ctty", "sh", "-c", script, "sh", *lab.command("apply", "--confirm=60", files.new)]
+        streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+        with lab.host.namespace.popen(argv, env=lab.environment(), **streams) as session:
+            os.close(theirs)
+            with open(ours, "rb", buffering=0) as terminal:
                 told = b""
                 while b"to be confirmed" not in told:
-                    assert select.select([ours], [], [], PATIENCE)[0]
-                    told += os.read(ours, 4096)
-                watchdog = the_watchdog(lab)
-                _, _, group, own_session, terminal = watchdog.fields()
-                assert (int(group), int(own_session)) == (watchdog.number, watchdog.number)
-                assert terminal == "0"
-                assert int(own_session) != session.pid
-                os.close(ours)
-                assert session.wait(PATIENCE) == -signal.SIGHUP
-            following()
-            assert files.held() != old
-            following()
-        with watchdog:
-            watchdog.await_end()
-        assert files.held() == old
+                    assert select.select([terminal], [], [], PATIENCE)[0]
+                    told += terminal.read(4096)
+                with the_watchdog(lab) as watchdog:
+                    _, _, group, own_session, its_terminal = watchdog.fields()
+                    assert (group, own_session, its_terminal) == (str(watchdog.number), str(watchdog.number), "0")
+            assert session.wait(PATIENCE) == -signal.SIGHUP
+        self.it_goes_on(lab, product, files, old)
 
     @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE])
     def test_signals(self, lab: Lab, product: Product, files: Files, number: signal.Signals) -> None:
         old = files.apply_old()
-        product.run("apply", "--confirm=1", files.new)
+        product.run("apply", "--confirm=60", files.new)
         with the_watchdog(lab) as watchdog:
             watchdog.send(number)
-            watchdog.await_end()
-        assert files.held() == old
+        self.it_goes_on(lab, product, files, old)
 
-    def test_what_holds_the_lock_at_the_deadline(self, lab: Lab, product: Product, files: Files) -> None:
+    def test_who_holds_the_lock_at_the_deadline(self, lab: Lab, product: Product, files: Files) -> None:
         old = files.apply_old()
-        product.run("apply", "--confirm=1", files.new)
+        product.run("apply", "--confirm=60", files.new)
         with the_watchdog(lab) as watchdog:
-            script = "from redirector import store; import sys\nwith store.locked(sys.argv[1]): input()"
-            with subprocess.Popen(
-                [sys.executable, "-c", script, lab.state_dir], stdin=subprocess.PIPE, env=lab.environment()
-            ) as holder:
-                while note(product).seconds_left:
-                    time.sleep(note(product).seconds_left)
+            with product.history.locked():
+                time_is_over(product)
+                watchdog.await_open(os.path.join(lab.state_dir, "lock"))
                 assert files.held() != old
-                holder.communicate(b"\n")
             watchdog.await_end()
         assert files.held() == old
 
@@ -353,12 +354,11 @@ class TestWhatTheWatchdogSurvives:
 class TestWithoutAWatchdog:
     def test_it_was_killed(self, lab: Lab, product: Product, files: Files) -> None:
         old = files.apply_old()
-        product.run("apply", "--confirm=1", files.new)
+        product.run("apply", "--confirm=60", files.new)
         with the_watchdog(lab) as watchdog:
             watchdog.send(signal.SIGKILL)
             watchdog.await_end()
-        while seconds := note(product).seconds_left:  # time is the one event that nothing tells of
-            time.sleep(seconds)
+        time_is_over(product)
         assert files.held() != old
         assert product.json("status")["state"] == "in-sync"
         assert files.held() == old

@@ -21,6 +21,12 @@ class Watchdog:
         """Return when it has ended. Raises AssertionError after PATIENCE seconds."""
         assert select.select([self._descriptor], [], [], PATIENCE)[0], f"the watchdog {self.number} goes on"
 
+    def await_open(self, path: str) -> None:
+        """Return when it has a file open. Raises AssertionError where it ends before."""
+        folder = f"/proc/{self.number}/fd"
+        while path not in [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]:
+            assert not select.select([self._descriptor], [], [], 0.01)[0], f"the watchdog {self.number} has ended"
+
     def send(self, number: signal.Signals) -> None:
         signal.pidfd_send_signal(self._descriptor, number)
 
