@@ -23,9 +23,15 @@ class Watchdog:
 
     def await_open(self, path: str) -> None:
         """Return when it has a file open. Raises AssertionError where it ends before."""
-        folder = f"/proc/{self.number}/fd"
-        while path not in [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]:
+        while path not in self._open_files():
             assert not select.select([self._descriptor], [], [], 0.01)[0], f"the watchdog {self.number} has ended"
+
+    def _open_files(self) -> list[str]:
+        found = []
+        for name in os.listdir(f"/proc/{self.number}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(os.readlink(f"/proc/{self.number}/fd/{name}"))
+        return found
 
     def send(self, number: signal.Signals) -> None:
         signal.pidfd_send_signal(self._descriptor, number)
