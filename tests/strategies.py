@@ -5,6 +5,7 @@ nest, wildcards that cover exact interfaces, addresses that are local, clients o
 weaker test, for two random ports never collide.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -160,15 +161,15 @@ def rebuilt(mapping: Mapping, **changed: Any) -> Mapping:
     return Mapping(**(mapping._asdict() | changed))
 
 
-# Of every size alike: hypothesis' own choice of a length would be 0 or 1 more often than not.
-_RULESETS = st.builds(
-    _ruleset, st.one_of(*(st.lists(_MAPPINGS, min_size=n, max_size=n) for n in (1, 2, 3, 4, 5, 6, 0))), settings_
-)
+@functools.cache
+def rulesets(most: int = 6) -> st.SearchStrategy[Ruleset]:
+    """Valid rulesets of up to `most` mappings that overlap in ports and nest in scopes; some are disabled.
 
-
-def rulesets() -> st.SearchStrategy[Ruleset]:
-    """Valid rulesets of up to six mappings that overlap in ports and nest in scopes; some are disabled."""
-    return _RULESETS
+    Of every size alike: hypothesis' own choice of a length would be 0 or 1 more often than not. (The first is what it
+    makes an example smaller towards.)
+    """
+    sizes = (*range(1, most + 1), 0)
+    return st.builds(_ruleset, st.one_of(*(st.lists(_MAPPINGS, min_size=n, max_size=n) for n in sizes)), settings_)
 
 
 def _matching(pattern: str) -> tuple[str, ...]:

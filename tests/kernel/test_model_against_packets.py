@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from redirector.backends.nftables.backend import NftablesBackend
 from redirector.compile import compile_ruleset
 from redirector.decide import Decision, Packet, decide
-from redirector.model import Mapping, Ports, Ruleset
+from redirector.model import Mapping, Ports, Ruleset, ruleset_problems
 from redirector.plan import make_plan
 from redirector.status import count_connections
 from tests.kernel.lab import LOOPBACK
 from tests.kernel.probe import Field, Heard
-from tests.strategies import ARRIVING_ON, LOCAL_V4, LOCAL_V6, packets, rulesets
+from tests.strategies import ARRIVING_ON, LOCAL_V4, LOCAL_V6, packets, rebuilt, rulesets
 
 PACKETS = 12
 # A redirect takes an address of the interface that has the scope of the one it replaces, and drops the packet if there
@@ -90,17 +90,42 @@ def hold_against(field: Field, backend: NftablesBackend, ruleset: Ruleset, tried
     assert {name: after[name] - before[name] for name in after if after[name] > before[name]} == taken
 
 
+def crowd(ruleset: Ruleset) -> Ruleset:
+    """The same scopes, all about one port: nothing but what is narrower decides."""
+    kept: list[Mapping] = []
+    for i, mapping in enumerate(ruleset.mappings):
+        to = Ports(8000 + i, 8000 + i)
+        crowded = rebuilt(mapping, listen=(Ports(80, 80),), to=to, protocol=("tcp", "udp"), family="both", enabled=True)
+        if not ruleset_problems([*kept, crowded]):
+            kept.append(crowded)
+    return Ruleset(tuple(kept), ruleset.settings)
+
+
+# To find the smallest example of a failure takes minutes.
+slow_to_fail = pytest.mark.timeout(600)
+examples = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@slow_to_fail
 @given(before=rulesets(), after=rulesets(), data=st.data())
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples
 def test_any_ruleset(
     field: Field, backend: NftablesBackend, before: Ruleset, after: Ruleset, data: st.DataObject
 ) -> None:
     empty(backend)
     load(backend, before)
     load(backend, after)
-    possible = packets(after).filter(can_be)
-    tried = data.draw(st.lists(possible, min_size=PACKETS, max_size=PACKETS))
+    tried = data.draw(st.lists(packets(after).filter(can_be), min_size=PACKETS, max_size=PACKETS))
     hold_against(field, backend, after, tried)
+
+
+@slow_to_fail
+@given(ruleset=rulesets(12).map(crowd), data=st.data())
+@examples
+def test_scopes_that_compete(field: Field, backend: NftablesBackend, ruleset: Ruleset, data: st.DataObject) -> None:
+    load(backend, ruleset)
+    tried = data.draw(st.lists(packets(ruleset).filter(can_be), min_size=2 * PACKETS, max_size=2 * PACKETS))
+    hold_against(field, backend, ruleset, tried)
 
 
 def test_every_kind_of_answer(field: Field, backend: NftablesBackend) -> None:
