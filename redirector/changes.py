@@ -9,7 +9,7 @@ mere consequence of mappings that come or go.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from redirector import naming
 from redirector.compile import skeleton
@@ -29,6 +29,7 @@ from redirector.program import (
     references,
     runs,
 )
+from redirector.records import NamedTuple
 
 TABLE_DORMANT = 0x1  # NFT_TABLE_F_DORMANT, linux/netfilter/nf_tables.h
 

@@ -14,12 +14,13 @@ import contextlib
 import json
 import os
 import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from redirector import store
 from redirector.errors import NotFound, Refused, printable
 from redirector.mappings import digest, from_document, to_document
 from redirector.model import InvalidModel, Ruleset
+from redirector.records import NamedTuple
 
 FORMAT = 1
 KEEP = 50

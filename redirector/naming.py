@@ -7,9 +7,9 @@ nft's identifiers are a letter, then letters, digits and `/ - _ .`. Parts are jo
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
-from redirector.model import Scope
+from redirector.model import REWRITES, Scope
+from redirector.records import NamedTuple
 
 TABLE = "redirector"
 GUARD_CHAIN = "input"
@@ -62,6 +62,8 @@ def port_map(wanted: PortMap) -> str:
 
 def parse_port_map(name: str) -> PortMap | None:
     """Inverts `port_map`; None for other names."""
+    if "_" not in name:  # compiling the pattern takes a millisecond, which most files have no use for
+        return _UNSCOPED.get(name)
     match = re.fullmatch(_PORT_MAP, name)
     if not match:
         return None
@@ -69,6 +71,9 @@ def parse_port_map(name: str) -> PortMap | None:
     scope = Scope((match["source"] or "").replace("-", ":"), (match["address"] or "").replace("-", ":"), interface)
     rewrite = "port" if match["what"] == "ports" else "redirect"
     return PortMap(match["side"] or "", scope, match["family"] or "", rewrite)
+
+
+_UNSCOPED = {port_map(wanted): wanted for wanted in (PortMap("", Scope(), "", how) for how in REWRITES)}
 
 
 def guard_map(family: str, by_address: bool) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from redirector.errors import printable
 from redirector.history import Record, Unreadable
 from redirector.mappings import to_document, write
+from redirector.records import NamedTuple
 
 if TYPE_CHECKING:
     from redirector.changes import Change

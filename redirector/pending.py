@@ -20,7 +20,7 @@ import json
 import os
 import time
 import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from redirector import store
 from redirector.backends.base import Backend
@@ -29,6 +29,7 @@ from redirector.history import History, Record
 from redirector.model import Ruleset
 from redirector.plan import make_plan
 from redirector.reconcile import Origin, Outcome, Wish, change
+from redirector.records import NamedTuple
 
 NOTE = "pending.json"
 

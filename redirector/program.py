@@ -8,9 +8,10 @@ to. Rules are symbolic and few; a backend writes each in its own form, and reads
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from redirector.model import PROTOCOLS, Ports
+from redirector.records import NamedTuple
 
 # Kinds of maps, by key; the first two are keyed by protocol and port, `port_key`.
 PORTS = "ports"  # → (target port, mapping)

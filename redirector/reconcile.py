@@ -15,16 +15,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from redirector.backends.base import Backend, OutcomeDoubtful, Overtaken, Snapshot
 from redirector.compile import compile_ruleset
 from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain, printable
-from redirector.flows import changed_ports
 from redirector.history import History, Record, Unreadable
 from redirector.model import Ruleset
-from redirector.plan import AddMap, Plan, make_plan, program_digest
+from redirector.plan import AddMap, Plan, changed_udp_ports, make_plan, program_digest
 from redirector.program import Program
+from redirector.records import NamedTuple
 from redirector.store import Unsynced
 
 ATTEMPTS = 50
@@ -186,7 +185,7 @@ def _carry_out(
 
 def _restart_flows(backend: Backend, ruleset: Ruleset, plan: Plan) -> int | None:
     """UDP flows that contradict what was committed; it is committed whatever becomes of them."""
-    ports = changed_ports(plan) if plan else set()
+    ports = changed_udp_ports(plan)
     try:
         return backend.restart_flows(ruleset, ports) if ports else 0
     except (RedirectorError, OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from redirector.backends.base import Backend, Snapshot
 from redirector.changes import Change
@@ -11,6 +10,7 @@ from redirector.history import History, Record, Unreadable
 from redirector.plan import make_plan
 from redirector.program import COUNTED, Route
 from redirector.reconcile import desired_program
+from redirector.records import NamedTuple
 
 
 class Drift(NamedTuple):
