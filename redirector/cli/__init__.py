@@ -19,7 +19,7 @@ import click
 
 from redirector import __version__
 from redirector.cli.app import shared
-from redirector.errors import OutcomeUnknown, RedirectorError, Refused, Usage, printable
+from redirector.errors import OutcomeUnknown, RedirectorError, Refused, Usage, plural, printable
 
 # Command → module in this package that has it, in the order of --help.
 COMMANDS = {
@@ -125,7 +125,7 @@ def _report_error(error: RedirectorError, as_json: bool) -> int:
     for found in diagnostics:
         terminal.say(output.diagnostic_text(found, paint), sys.stderr)
     if diagnostics:
-        terminal.say(paint(output.plural(len(diagnostics), "problem"), "bold"), sys.stderr)
+        terminal.say(paint(plural(len(diagnostics), "problem"), "bold"), sys.stderr)
     else:
         terminal.say(f"{paint('redirector:', 'red')} {error.message}", sys.stderr)
         if error.hint:
