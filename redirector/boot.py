@@ -19,13 +19,14 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable
-from typing import NamedTuple
 
 from redirector import mappings, pending, source
 from redirector.backends.base import Backend
 from redirector.errors import BadConfiguration, NotPermitted, RedirectorError, Refused
 from redirector.history import History, Record, Unreadable
+from redirector.journal import Entry
 from redirector.reconcile import Origin, Outcome, Wish, change
+from redirector.records import NamedTuple
 
 AUTHOR = "boot"  # a name from the user database could mean asking the network for it
 # The backend of a ruleset's settings.
@@ -33,8 +34,8 @@ BackendFor = Callable[[str], Backend]
 
 
 class Booted(NamedTuple):
-    """What boot came to: `loaded` says what is in force, `fault` what is wrong with the file although something was
-    loaded, `notes` what else people should know."""
+    """What boot came to: `loaded` says what is in force; `fault` what has to be mended although something was loaded;
+    `notes` what else they should know."""
 
     outcome: Outcome
     loaded: str
@@ -43,10 +44,10 @@ class Booted(NamedTuple):
 
 
 class _Settled(History):
-    """The history as it would be if `record` were its latest: `change` then finds nothing to record."""
+    """A history as it would be if `record` were its latest: `change` then finds nothing to record."""
 
-    def __init__(self, folder: str, record: Record) -> None:
-        super().__init__(folder)
+    def __init__(self, history: History, record: Record) -> None:
+        super().__init__(history.folder, history.tell)
         self._record = record
 
     def current(self) -> Record:
@@ -56,7 +57,8 @@ class _Settled(History):
 def boot(backend_for: BackendFor, history: History, path: str) -> Booted:
     """Load the last confirmed generation or, where there is none, the file at `path`.
 
-    Raises BadConfiguration where there is neither, and whatever `reconcile.change` raises.
+    Raises BadConfiguration where there is neither, Refused where nothing was ever confirmed, and whatever
+    `reconcile.change` raises.
     """
     notes: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -65,11 +67,15 @@ def boot(backend_for: BackendFor, history: History, path: str) -> Booted:
         if waiting and not waiting.seconds_left:
             _take_back(backend_for, history, waiting, writable, notes)
             waiting = None
-        record = _in_force(history, waiting, notes)
+        current = history.current()
+        record = _in_force(history, current, waiting)
         if record is None:
             return _load_file(backend_for, history, path, notes)
-        outcome = change(backend_for(record.ruleset.settings.backend), _Settled(history.folder, record), _wish(record))
-    return Booted(outcome, f"generation {record.generation}", _fault_of(path, notes), notes)
+        outcome = change(backend_for(record.ruleset.settings.backend), _Settled(history, record), _wish(record))
+    fault = _damage(current) or _fault_of(path, notes)
+    if fault:
+        history.tell(Entry("boot", AUTHOR, f"generation {record.generation}", None, fault.message, failed=True))
+    return Booted(outcome, f"generation {record.generation}", fault, notes)
 
 
 def _lock(stack: contextlib.ExitStack, history: History, notes: list[str]) -> bool:
@@ -110,14 +116,24 @@ def _take_back(
         notes.append(what)
 
 
-def _in_force(history: History, waiting: pending.Pending | None, notes: list[str]) -> Record | None:
-    """The generation to load: the one that waits for confirm, else the last confirmed one; None on the first boot."""
-    current = history.current()
-    if isinstance(current, Unreadable):
-        notes.append(f"generation {current.generation} cannot be read: {current.reason}")
+def _in_force(history: History, current: Record | Unreadable | None, waiting: pending.Pending | None) -> Record | None:
+    """The generation to load: the one that waits for confirm, else the last confirmed one; None on the first boot.
+
+    Raises Refused where there are others: a file that nobody confirmed is not to be loaded as if it were the first.
+    """
     if waiting and isinstance(current, Record) and current.generation == waiting.generation:
         return current
-    return pending.last_confirmed(history, 0)
+    confirmed = pending.last_confirmed(history, 0)
+    if confirmed is None and any(isinstance(found, Record) for found in history.all()):
+        raise Refused("no generation was ever confirmed; nothing was loaded", "see: redirector history")
+    return confirmed
+
+
+def _damage(current: Record | Unreadable | None) -> BadConfiguration | None:
+    if not isinstance(current, Unreadable):
+        return None
+    message = f"generation {current.generation}, the last one, cannot be read: {current.reason}"
+    return BadConfiguration(message, "apply the file again")
 
 
 def _wish(record: Record) -> Wish:
@@ -126,7 +142,7 @@ def _wish(record: Record) -> Wish:
 
 def _load_file(backend_for: BackendFor, history: History, path: str, notes: list[str]) -> Booted:
     ruleset = mappings.parse(source.read(path, insist=False))
-    wish = Wish(ruleset, Origin("apply", os.path.abspath(path), AUTHOR))
+    wish = Wish(ruleset, Origin("apply", path, AUTHOR))
     outcome = change(backend_for(ruleset.settings.backend), history, wish)
     return Booted(outcome, path, None, notes)
 

@@ -8,7 +8,7 @@ import sys
 import click
 
 from redirector.cli.app import DEFAULT_STATE, App, command, file_argument, shared
-from redirector.errors import NotFound, Usage, printable
+from redirector.errors import BadConfiguration, NotFound, Usage, printable
 
 root_option = click.option("--root", default="", metavar="DIR", help="The system in this folder, as in an image.")
 
@@ -25,7 +25,7 @@ def boot(app: App, file: str) -> int:
     for note in booted.notes:
         terminal.say(f"redirector: {printable(note)}", sys.stderr)
     if booted.fault:
-        terminal.say(f"redirector: {booted.loaded} is in force; the file is broken:", sys.stderr)
+        terminal.say(f"redirector: {printable(booted.loaded)} is in force, but:", sys.stderr)
         raise booted.fault
     outcome = booted.outcome
     app.report(
@@ -38,31 +38,37 @@ def boot(app: App, file: str) -> int:
 @click.group()
 @shared
 def service() -> None:
-    """Install the systemd unit that loads the redirects at boot, show it, or uninstall it."""
+    """Install the systemd units that load the redirects at boot, show them, or uninstall them."""
 
 
 @command
 @file_argument
 @root_option
 def install(app: App, file: str, root: str) -> int:
-    """Write the unit for FILE and enable it."""
-    from redirector import service as unit
-    from redirector import store
+    """Write the units for FILE and enable them."""
+    from redirector import service as units
+    from redirector import store, terminal, trusted
+    from redirector.unit import unit_texts
 
-    _no_namespace(app)
+    if app.netns:
+        raise Usage("the units are for the host's own network: they know no --netns")
     if file == "-":
         raise Usage("at boot there is no standard input", "name a file or a folder")
-    unit.require_isolated_python(sys.executable)
-    state_dir = _state_dir(app)
-    text = unit.unit_text(sys.executable, os.path.abspath(file), state_dir)
+    root, file, state_dir = _root(root), os.path.abspath(file), _state_dir(app)
+    texts = unit_texts(sys.executable, file, "" if state_dir == DEFAULT_STATE else state_dir)
+    trusted.require(sys.executable, file, state_dir, root)
     if state_dir != DEFAULT_STATE:
-        store.make_private(_root(root) + state_dir)  # the unit cannot: it may write inside, and nowhere else
-    written = unit.install(text, _root(root))
+        store.make_private(root + state_dir)  # the unit cannot: it may write inside, and nowhere else
+    written = units.install(texts, root)
+    fault = _fault(root + file)
+    if fault:
+        terminal.say(f"warning: at boot it would fail: {fault}", sys.stderr)
+    where = units.path(root)
     words = "is installed" if written else "is installed already"
-    where = unit.path(_root(root))
+    now = "; to begin now: systemctl start redirector" if units.manages(root) else ""
     app.report(
-        lambda: f"{printable(where)} {words}; it loads the redirects from the next boot on",
-        lambda: {"unit": where, "written": written},
+        lambda: f"{printable(where)} {words}; it loads the redirects from the next boot on{now}",
+        lambda: {"unit": where, "written": written, "warning": fault},
     )
     return 0
 
@@ -71,12 +77,12 @@ def install(app: App, file: str, root: str) -> int:
 @root_option
 def show(app: App, root: str) -> int:
     """Print the unit that is installed. Exits 7 if there is none."""
-    from redirector import service as unit
+    from redirector import service as units
 
-    found = unit.read(_root(root))
+    where = units.path(_root(root))
+    found = units.read(_root(root))
     if found is None:
-        raise NotFound(f"{printable(unit.path(_root(root)))}: no such unit", "see: redirector service install --help")
-    where = unit.path(_root(root))
+        raise NotFound(f"{printable(where)}: no such unit", "see: redirector service install --help")
     app.report(lambda: found.rstrip("\n"), lambda: {"unit": where, "text": found})
     return 0
 
@@ -84,11 +90,11 @@ def show(app: App, root: str) -> int:
 @command
 @root_option
 def uninstall(app: App, root: str) -> int:
-    """Disable the unit and remove it; the redirects that are in force stay."""
-    from redirector import service as unit
+    """Disable the units and remove them; the redirects that are in force stay."""
+    from redirector import service as units
 
-    removed = unit.uninstall(_root(root))
-    where = unit.path(_root(root))
+    where = units.path(_root(root))
+    removed = units.uninstall(_root(root))
     app.report(
         lambda: f"{printable(where)} {'is removed' if removed else 'was not there'}",
         lambda: {"unit": where, "removed": removed},
@@ -101,13 +107,20 @@ for _command in (install, show, uninstall):
 
 
 def _root(root: str) -> str:
-    return "" if not root or os.path.abspath(root) == "/" else os.path.abspath(root)
+    """An absolute path without a slash at its end: "" is the running system."""
+    return "" if not root else os.path.abspath(root).rstrip("/")
 
 
 def _state_dir(app: App) -> str:
     return os.path.abspath(app.state_dir or os.environ.get("REDIRECTOR_STATE_DIR") or DEFAULT_STATE)
 
 
-def _no_namespace(app: App) -> None:
-    if app.netns:
-        raise Usage("the unit is for the host's own network: it knows no --netns")
+def _fault(file: str) -> str:
+    """What boot would have against the file, where nothing was confirmed before."""
+    from redirector import mappings, source
+
+    try:
+        mappings.parse(source.read(file, insist=False))
+    except BadConfiguration as error:
+        return error.message
+    return ""
