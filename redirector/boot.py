@@ -121,8 +121,8 @@ def _in_force(history: History, current: Record | Unreadable | None, waiting: pe
 
     Raises Refused where there are others: a file that nobody confirmed is not to be loaded as if it were the first.
     """
-    if waiting and isinstance(current, Record) and current.generation == waiting.generation:
-        return current
+    if waiting and isinstance(current, Record):
+        return current  # the one that waits; or, if the commit was never recorded, the last confirmed one
     confirmed = pending.last_confirmed(history, 0)
     if confirmed is None and any(isinstance(found, Record) for found in history.all()):
         raise Refused("no generation was ever confirmed; nothing was loaded", "see: redirector history")

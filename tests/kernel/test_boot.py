@@ -22,8 +22,8 @@ LATER = mapping("later", 81, 8082, interface="nosuch0")  # an interface that is 
 NFTABLES = "/lib/systemd/system/nftables.service"
 ANOTHER_BOOT = "11111111-2222-3333-4444-555555555555"
 FILE = "/etc/redirector/mappings.toml"
-ODD = '/etc/redirector/it\'s 100% "odd" $HOME; #é\\.toml'
-ODD_STATE = '/srv/it\'s 100% "odd" $HOME; #é\\/state'
+ODD = '/etc/redirector/it\'s 100%n "odd" ${HOME}; #é\\.toml'
+ODD_STATE = '/srv/it\'s 100%n "odd" ${HOME}; #é\\/state'
 
 
 def prepare(file: str, text: str, more: str = "", state: str = "") -> str:
@@ -91,6 +91,8 @@ def test_the_redirects_are_there_before_the_network_and_come_back_with_nftables(
 look boot
 systemctl show -P CapabilityBoundingSet redirector.service
 systemctl restart nftables.service; look restarted
+before=$(systemctl show -P ActiveEnterTimestampMonotonic nftables.service)
+test "$before" -le $(systemctl show -P ExecMainStartTimestampMonotonic redirector.service) && echo 'one after the other'
 systemctl reload nftables.service; look reloaded
 systemctl stop nftables.service; look stopped
 systemctl start nftables.service; look started
@@ -109,6 +111,7 @@ nft -sa list ruleset | cmp - /box/before && echo 'the same'
         f"boot: active {served}",
         "cap_net_admin",
         f"restarted: active {served}",
+        "one after the other",
         f"reloaded: active {served}",
         "stopped: inactive refused refused",
         f"started: active {served}",
@@ -195,8 +198,9 @@ INSTALLED = [
 def test_units_come_and_go(tmp_path: Path) -> None:
     """On a system that runs, and in an image."""
     scenario = f"""
-ours() {{ (cd "$1/etc/systemd/system"; find . -name 'redirector*' -printf '%P %M %l,' | tr , '\n' | sort) }}
+ours() {{ find "$1/etc/systemd/system" -name 'redirector*' -printf '%P %M %l\n' | sort; }}
 ours ""; {UNINSTALL}; look uninstalled; ours ""
+ls -d /etc/systemd/system/*.wants
 {INSTALL} > /box/installed; ours ""
 systemctl is-enabled redirector.service; systemctl restart nftables.service; look installed
 {INSTALL}
@@ -212,6 +216,7 @@ mkdir /image; mount --bind / /image
         *INSTALLED,
         f"{where} is removed",
         "uninstalled: inactive 8080 8080",
+        "/etc/systemd/system/sysinit.target.wants",  # what is wanted there but us
         *INSTALLED,
         "enabled",
         "installed: active 8080 8080",
@@ -232,9 +237,15 @@ UNRELIABLE = [
     ("ln -s /tmp /srv/mappings", f"{INSTALL} /srv/mappings/a.toml", 78, EMPTIED),
     (":", f"{INSTALL} --state-dir /run/redirector", 78, "/run is emptied"),
     ("cp -r /opt/redirector /tmp/", INSTALL.replace("/opt", "/tmp"), 78, EMPTIED),  # noqa: S108
+    (
+        f"mv {PACKAGES}/redirector /srv; echo /srv > $(echo {PACKAGES})/a.pth; cp -r /opt/redirector /tmp/",
+        INSTALL.replace("/opt", "/tmp"),  # noqa: S108
+        78,
+        EMPTIED,
+    ),
     ("chmod o+w /opt/redirector/lib", INSTALL, 78, "/opt/redirector/lib: unsafe: everybody may write it"),
     ("chown -h 1000 /opt/redirector/bin/python", INSTALL, 78, "bin/python: unsafe: it belongs to user id 1000"),
-    (f"chown 1000 {PACKAGES}/redirector/plan.py", INSTALL, 78, "plan.py: unsafe: it belongs to user id 1000"),
+    (f"chown 1000 {PACKAGES}/redirector/output.py", INSTALL, 78, "output.py: unsafe: it belongs to user id 1000"),
     (f"chmod g+w {PACKAGES}/click; chgrp 50 {PACKAGES}/click", INSTALL, 78, "click: unsafe: group id 50 may write it"),
     (
         f"ln -s /srv/nothing $(echo {PACKAGES})/a.pth; chmod 1777 /srv",
