@@ -86,7 +86,7 @@ call isolated <<'END'
 {REDIRECTOR} --netns {netns} apply --confirm=2 {NEW}
 END
 cp /var/lib/redirector/netns/{netns}/pending.json /box/isolated.note
-watchdogs; processes
+watchdogs
 systemctl isolate box.target; await gone isolated; port nsenter {network}
 
 taken_back killed /var/lib/redirector; port
@@ -98,7 +98,7 @@ call stopped <<'END'
 {REDIRECTOR} --state-dir {state} apply --confirm=2 {NEW}
 END
 cp {state}/pending.json /box/stopped.note
-watchdogs; processes
+watchdogs
 systemctl stop stopped.service
 taken_back stopped {state}; await none
 
@@ -111,9 +111,9 @@ systemctl stop 'redirector-confirm-*'; watchdogs
     assert out == [
         *("active", "1", "1"),
         *("exit 0", NEW_PORT),
-        *("exit 0", "2", "2", NEW_PORT),  # two wait at once
+        *("exit 0", "2", NEW_PORT),  # two wait at once
         OLD_PORT,
-        *("exit 0", "1", "1"),
+        *("exit 0", "1"),
         *("1", NEW_PORT, "0"),
     ]
     for name in ("killed", "isolated", "stopped"):
