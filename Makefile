@@ -11,7 +11,7 @@ ARGS ?=
 # nft and ip are in sbin, which Debian leaves out of a plain user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup packages demo test faults fuzz lint bench clean always
+.PHONY: setup packages demo test faults fuzz stress lint bench clean always
 
 setup: packages $(STAMP)
 
@@ -28,6 +28,11 @@ faults: setup
 # 200,000 damaged mapping files and netlink answers: some minutes. A sample is part of `make test`.
 fuzz: setup
 	$(VENV)/bin/python -m tests.fuzz $(ARGS)
+
+# 500 parallel applies, and 500 applies and 500 statuses beside somebody else who commits all the time: some minutes. A
+# sample is part of `make test`.
+stress: setup
+	$(VENV)/bin/python -m tests.kernel.stress
 
 lint: setup
 	$(VENV)/bin/ruff check .
