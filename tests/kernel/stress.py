@@ -25,7 +25,7 @@ from redirector.history import Record
 from redirector.host.privileges import become_user_namespace_root
 from redirector.plan import Step
 from redirector.program import Program
-from tests.kernel.foreign_writer import TABLE, writing
+from tests.kernel.foreign_writer import chains_before_ours, holds, writing
 from tests.kernel.lab import HOST_SECONDARY, Lab
 from tests.kernel.product import Product, insist, mapping, ruleset
 
@@ -39,6 +39,7 @@ OTHER = mapping("web", 80, 8081) + mapping(
     "dns", 53, 5353, protocol="udp", address=list(HOST_SECONDARY), exclusive=True
 )
 
+PAUSE = 0.002  # without any, nobody could read at all
 GATE_SECONDS = 3.0  # less than anybody waits for the lock
 COMMAND_SECONDS = 60.0
 
@@ -194,19 +195,22 @@ def beside_a_writer(product: Product, applies: int, whole: int) -> Counter[str]:
     # Every commit moves the genid by one, ours, theirs, and no other: none was lost, and none was made twice.
     moved = found["taken"] + found["taken from processes"] + writer.commits
     assert (product.genid() - genid) % 2**32 == moved
-    assert f"{writer.commits - 1:#x}" in product.lab.host.nft_list(f"table inet {TABLE}")
+    assert holds(product.lab.host, writer.commits)
     assert product.status().state == "in-sync"
     return found
 
 
 def statuses(product: Product, count: int, whole: int) -> Counter[str]:
     """Statuses beside a foreign writer: none tells of drift. `whole` of them are real processes."""
-    product.apply(ONE)
+    chains = chains_before_ours(product.lab)
+    with writing(product.lab, PAUSE, chains):
+        pass  # its table is there before ours, and is dumped before it
+    product.apply(ONE + mapping("lan", 81, 8081, source=[f"10.{i}.0.0/16" for i in range(16)]))  # a chain for each
     found: Counter[str] = Counter()
-    with writing(product.lab) as writer:
+    with writing(product.lab, PAUSE, chains) as writer:
         for _ in range(count):
             status = product.status()
-            assert (status.state, status.drift) == ("in-sync", ())
+            assert (status.state, status.drift) == ("in-sync", ()), status
         for _ in range(whole):
             assert product.json("status")["drift"] == []
     found.update({"statuses": count + whole, "foreign commits": writer.commits})

@@ -37,14 +37,14 @@ def test_parallel_applies_of_two_files(product: Product) -> None:
 def test_no_commit_is_lost_beside_a_busy_writer(lab: Lab, product: Product) -> None:
     lab.host.nft(OTHERS)
     before = others(lab)
-    found = stress.beside_a_writer(product, 16, 2)
+    found = stress.beside_a_writer(product, 10, 1)
     assert found["overtaken"]
     assert found["taken"]
     assert [text for text in others(lab) if TABLE not in text] == before
 
 
 def test_no_drift_is_invented_beside_a_busy_writer(product: Product) -> None:
-    assert stress.statuses(product, 495, 5)["foreign commits"] > 500
+    assert stress.statuses(product, 148, 2)["statuses"] == 150
 
 
 def test_75_beside_a_writer_that_is_always_faster(lab: Lab, product: Product) -> None:
