@@ -52,7 +52,7 @@ def hook(row: Attributes) -> Hook | None:
     name = next((hook for hook, known in wire.HOOKS.items() if known == number), f"hook-{number}")
     if wire.HOOK_DEV in inner or wire.HOOK_DEVS in inner:
         name += " of a device"
-    priority = int.from_bytes(inner.get(wire.HOOK_PRIORITY, b""), "big", signed=True)
+    priority = int.from_bytes(inner.get(wire.HOOK_PRIORITY, b"")[:4], "big", signed=True)
     policy = "accept" if wire.number(row.get(wire.CHAIN_POLICY)) == wire.NFT_ACCEPT else "drop"
     return Hook(printable(wire.untext(row.get(wire.CHAIN_TYPE, b""))), name, priority, policy)
 
@@ -142,7 +142,10 @@ def _entry_value(kind: str, parts: Attributes) -> tuple[Any, str]:
     value: Any = 0
     data = parts.get(wire.ELEM_DATA, b"")
     if kind == PORTS:
-        value = wire.number(table(data).get(wire.DATA_VALUE))
+        port = table(data).get(wire.DATA_VALUE, b"")
+        value = wire.number(port)
+        if len(port) != 2:
+            odd.append("an odd port")
     elif kind not in SETS:
         value = wire.jump_target(data)
         if value is None:

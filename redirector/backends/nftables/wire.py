@@ -128,8 +128,9 @@ def untext(value: bytes) -> str:
 
 
 def number(value: bytes | None) -> int:
-    """A big-endian attribute of any width; 0 where it is absent."""
-    return int.from_bytes(value, "big") if value else 0
+    """A big-endian attribute; 0 where it is absent. None of ours has more than 8 bytes: the rest is left out, since
+    Python writes no number of thousands of digits."""
+    return int.from_bytes(value[:8], "big") if value else 0
 
 
 def data_value(raw: bytes) -> bytes:
