@@ -5,7 +5,8 @@ A Plan's `steps` are data: they can be stored, printed, sent by any backend, and
 `changes` folds the same difference back into mappings (module changes). An empty plan is falsy and sends nothing.
 
 Order of the steps, which the kernel checks reference by reference: rules go first (they hold maps and chains), then
-map entries, maps, chains; then the same upwards. A map or chain that is replaced is deleted and added under its name.
+map entries, maps, counters, chains; then the same upwards. A map or chain that is replaced is deleted and added under
+its name.
 """
 
 from __future__ import annotations
@@ -73,6 +74,14 @@ class DeleteEntries(NamedTuple):
     keys: tuple[Any, ...]
 
 
+class AddCounters(NamedTuple):
+    names: tuple[str, ...]
+
+
+class DeleteCounters(NamedTuple):
+    names: tuple[str, ...]
+
+
 Step = (
     AddTable
     | DeleteTable
@@ -84,6 +93,8 @@ Step = (
     | DeleteMap
     | AddEntries
     | DeleteEntries
+    | AddCounters
+    | DeleteCounters
 )
 
 
@@ -158,11 +169,15 @@ def _contents(desired: Program, observed: Program) -> Iterator[Step]:
     for name in observed.maps:
         if name not in kept:
             yield DeleteMap(name)
+    if observed.counters - desired.counters:
+        yield DeleteCounters(tuple(sorted(observed.counters - desired.counters)))
     for name in sorted(doomed | rehooked):
         yield DeleteChain(name)
     for name, chain in desired.chains.items():
         if name not in observed.chains or name in rehooked:
             yield AddChain(name, chain.hook)
+    if desired.counters - observed.counters:
+        yield AddCounters(tuple(sorted(desired.counters - observed.counters)))
     for name, wanted in desired.maps.items():
         if name not in kept:
             yield AddMap(name, wanted.kind, capacity_for(len(wanted.entries)))
@@ -199,13 +214,14 @@ def perform(program: Program | None, steps: Iterable[Step]) -> Program | None:
     maps = {name: Map(m.kind, dict(m.entries), m.capacity) for name, m in program.maps.items()} if program else {}
     flags = program.flags if program else 0
     strays = program.strays if program else ()
+    counters = set(program.counters) if program else set()
     exists = program is not None
     for step in steps:
         match step:
             case AddTable():
                 exists, flags = True, 0
             case DeleteTable():
-                chains, maps, flags, strays, exists = {}, {}, 0, (), False
+                chains, maps, flags, strays, counters, exists = {}, {}, 0, (), set(), False
             case AddChain(name, hook):
                 chains[name] = Chain(hook, ())
             case DeleteChain(name):
@@ -223,15 +239,21 @@ def perform(program: Program | None, steps: Iterable[Step]) -> Program | None:
             case DeleteEntries(name, _, keys):
                 for key in keys:
                     del maps[name].entries[key]
-    return Program(chains, maps, flags, strays) if exists else None
+            case AddCounters(names):
+                counters.update(names)
+            case DeleteCounters(names):
+                for name in names:
+                    counters.remove(name)
+    return Program(chains, maps, flags, strays, frozenset(counters)) if exists else None
 
 
 def program_digest(program: Program | None) -> str:
-    """SHA-256 (hex) of everything in a Program; capacities and counters are not part of it."""
+    """SHA-256 (hex) of everything in a Program; capacities are not part of it."""
     if program is None:
         return "absent"
     import hashlib
 
     chains = sorted((name, chain.hook, chain.rules) for name, chain in program.chains.items())
     maps = sorted((name, m.kind, sorted(map(repr, m.entries.items()))) for name, m in program.maps.items())
-    return hashlib.sha256(repr((chains, maps, program.flags, program.strays)).encode()).hexdigest()
+    rest = program.flags, program.strays, sorted(program.counters)
+    return hashlib.sha256(repr((chains, maps, rest)).encode()).hexdigest()

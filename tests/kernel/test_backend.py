@@ -41,7 +41,7 @@ def reach(backend: NftablesBackend, program: Program | None) -> Snapshot:
     before = backend.observe()
     plan = make_plan(program, before.program)
     if plan:
-        backend.commit(plan.steps, before.genid, {})
+        backend.commit(plan.steps, before.genid)
     after = backend.observe()
     assert after.genid == before.genid + bool(plan)
     return after
@@ -64,7 +64,7 @@ def test_the_kernels_dry_run_agrees_with_the_commit(backend: NftablesBackend, be
     start = reach(backend, compile_ruleset(before))
     plan = make_plan(compile_ruleset(after), start.program)
     if plan:
-        backend.check(plan.steps, {})
+        backend.check(plan.steps)
     assert backend.observe() == start
     assert reach(backend, compile_ruleset(after)).program == plan.desired
 
@@ -151,7 +151,7 @@ class TestRefusals:
         steps = (AddTable(), AddMap("ports", PORTS, 64), AddEntries("ports", PORTS, entries))
         genid = backend.genid()
         with pytest.raises(Refused, match="map ports"):
-            backend.commit(steps, genid, {})
+            backend.commit(steps, genid)
         assert backend.genid() == genid
         assert backend.observe().program is None
 
@@ -177,7 +177,7 @@ def test_counters_are_read_and_seeded(lab: Lab) -> None:
         # A map made anew, as for growth, takes over what it is given.
         plan = Plan(before.program, before.program, make_plan(before.program, None).steps)
         for given_counters in ({}, {"ports": {key: (packets, octets)}}):
-            product.backend.commit(make_plan(None, before.program).steps, product.genid(), {})
+            product.backend.commit(make_plan(None, before.program).steps, product.genid())
             product.backend.commit(plan.steps, product.genid(), given_counters)
             assert product.backend.observe().counters["ports"].get(key) == given_counters.get("ports", {}).get(key)
 
@@ -215,8 +215,8 @@ def test_what_nobody_could_have_written_is_kept_apart(backend: NftablesBackend) 
     base = compile_ruleset(ruleset(mapping("web", 80, 8080)))
     odd = {name: Chain(None, ()) for name in ("a\nb", "a\\nb", "\udcff\udcfe", "x;y", "ü", "own ", "OWN")}
     reach(backend, base)
-    backend.commit(tuple(AddChain(name, None) for name in odd), backend.genid(), {})
-    backend.commit((AddMap("ma\x1bp", PORTS, 64),), backend.genid(), {})
+    backend.commit(tuple(AddChain(name, None) for name in odd), backend.genid())
+    backend.commit((AddMap("ma\x1bp", PORTS, 64),), backend.genid())
     found = backend.observe().program
     assert found == Program(base.chains | odd, base.maps | {"ma\x1bp": Map(PORTS, {})})
     assert reach(backend, base).program == base

@@ -384,7 +384,7 @@ def test_names_that_nft_cannot_write(lab: Lab, product: Product) -> None:
     """The kernel takes any bytes for a name: they are told without harm to a terminal, and taken away."""
     product.apply(EVERYTHING)
     before = words(lab.host)
-    product.backend.commit((AddChain("mine\x1b[2J\n; flush ruleset", None),), product.genid(), {})
+    product.backend.commit((AddChain("mine\x1b[2J\n; flush ruleset", None),), product.genid())
     told = product.run("status", code=2)
     assert "mine\\x1b[2J\\n; flush ruleset" in told
     assert "\x1b" not in told
