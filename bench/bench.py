@@ -56,6 +56,7 @@ class Bench:
         drop = re.compile("PYTHON|SSH_|REDIRECTOR_")
         self._environ = {name: value for name, value in os.environ.items() if not drop.match(name)}
         self._environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+        self._environ["REDIRECTOR_JOURNAL"] = ""
         self._redirector = str(BIN / "redirector")
         # Where the root folder belongs to nobody that we know (a user namespace), every file is unsafe.
         unsafe = os.stat("/").st_uid not in (0, os.geteuid())

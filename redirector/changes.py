@@ -9,12 +9,12 @@ come or go.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from redirector import naming
 from redirector.compile import skeleton
-from redirector.errors import printable
+from redirector.errors import plural, printable
 from redirector.model import ARRIVING, Ports
 from redirector.program import (
     COUNTS,
@@ -34,6 +34,7 @@ from redirector.program import (
     references,
     runs,
 )
+from redirector.records import NamedTuple
 
 TABLE_DORMANT = 0x1  # NFT_TABLE_F_DORMANT, linux/netfilter/nf_tables.h
 
@@ -51,6 +52,22 @@ class Change(NamedTuple):
     new: tuple[Route, ...] = ()
     detail: str = ""
     serves: tuple[str, ...] = ()
+
+
+DONE = {"add": "added", "change": "changed", "remove": "removed"}
+
+
+def summary(changes: Sequence[Change], *, done: bool = False) -> str:
+    """One line: how many mappings come (or came), change and go."""
+    if not changes:
+        return "in sync: nothing to do"
+    counts = {"add": 0, "change": 0, "remove": 0}
+    for change in changes:
+        counts[change.action] += change.mapping is not None
+    words = (f"{n} {DONE[action]}" if done else f"{n} to {action}" for action, n in counts.items() if n)
+    repairs = sum(change.mapping is None for change in changes)
+    table = [plural(repairs, "change") + " of the table"] if repairs else []
+    return ", ".join([*words, *table])
 
 
 def changes(desired: Program | None, observed: Program | None) -> Iterator[Change]:
@@ -255,7 +272,7 @@ def _serves(
             found_map = program.maps.get(name, Map("", {}))
             for value, mapping, *_ in found_map.entries.values():
                 if found_map.kind == COUNTS:
-                    names[naming.counted(value)] = None
+                    names[naming.counted(value or "")] = None
                 elif mapping:
                     names[mapping] = None
                 elif isinstance(value, str):

@@ -6,10 +6,10 @@ against the compiled Program and real packets.
 
 from __future__ import annotations
 
-import socket
-from typing import NamedTuple
+import _socket as socket  # see netlink
 
 from redirector.model import ARRIVING, OWN, Mapping, Ruleset, Scope
+from redirector.records import NamedTuple
 
 
 class Packet(NamedTuple):

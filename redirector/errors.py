@@ -74,3 +74,7 @@ class BadConfiguration(RedirectorError):
 def printable(text: str) -> str:
     """`text` with everything that a terminal could take for a command escaped, for names that others chose."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count:,} {word}" + ("" if count == 1 else "s")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from redirector.model import (
     BACKENDS,
@@ -22,6 +22,7 @@ from redirector.model import (
     family_problems,
     listen_problems,
 )
+from redirector.records import NamedTuple
 from redirector.values import (
     NAME,
     PRIORITIES,

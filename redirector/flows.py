@@ -11,14 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
 
 from redirector.decide import Packet, decide
 from redirector.model import Mapping, Ruleset
-from redirector.plan import AddEntries, DeleteEntries, DeleteMap, DeleteTable, Plan
-from redirector.program import PORTS
-
-UDP = 17
+from redirector.records import NamedTuple
 
 
 class Flow(NamedTuple):
@@ -31,20 +27,6 @@ class Flow(NamedTuple):
     target_address: str
     target_port: int
     ident: bytes = b""
-
-
-def changed_ports(plan: Plan) -> set[int]:
-    """The UDP ports of which map entries come or go."""
-    keys: set[int] = set()
-    for step in plan.steps:
-        if isinstance(step, AddEntries | DeleteEntries) and step.kind == PORTS:
-            found = step.entries if isinstance(step, AddEntries) else step.keys
-            keys.update(key for key in found if isinstance(key, int))
-        elif isinstance(step, DeleteTable | DeleteMap) and plan.observed:
-            maps = plan.observed.maps
-            gone = [maps[step.name]] if isinstance(step, DeleteMap) else maps.values()
-            keys.update(key for found in gone if found.kind == PORTS for key in found.entries if isinstance(key, int))
-    return {key & 0xFFFF for key in keys if key >> 16 == UDP}
 
 
 def contradicted(

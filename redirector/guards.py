@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from redirector.errors import printable
 from redirector.host.facts import Facts
 from redirector.host.listeners import Listener
 from redirector.host.ssh import SshUse
 from redirector.model import Mapping, Ports, Ruleset
+from redirector.records import NamedTuple
 
 ALLOW_EMPTY = "--allow-empty"
 ALLOW_SSH = "--allow-ssh"

@@ -14,12 +14,15 @@ import contextlib
 import json
 import os
 import zlib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from redirector import store
 from redirector.errors import NotFound, Refused, printable
+from redirector.journal import Entry, ignore
 from redirector.mappings import digest, from_document, to_document
 from redirector.model import InvalidModel, Ruleset
+from redirector.records import NamedTuple
 
 FORMAT = 1
 KEEP = 50
@@ -54,10 +57,12 @@ class Unreadable(NamedTuple):
 
 
 class History:
-    """The generations in one state folder. Raises errors.NotPermitted where the caller may not read or write it."""
+    """The generations in one state folder; `tell` is told of each change. Raises errors.NotPermitted where the caller
+    may not read or write it."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, tell: Callable[[Entry], None] = ignore) -> None:
         self.folder = folder
+        self.tell = tell
         self._generations = os.path.join(folder, "generations")
 
     def numbers(self) -> list[int]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from typing import Any, NamedTuple
+from typing import Any
 
 from redirector import source
 from redirector.errors import BadConfiguration
 from redirector.fields import document, parse_mapping, parse_settings
 from redirector.model import InvalidModel, Mapping, Problem, Ruleset, Settings, ruleset_problems
+from redirector.records import NamedTuple
 from redirector.values import Report, kind, quoted, suggestion
 
 VERSION = 1

@@ -7,9 +7,9 @@ nft's identifiers are a letter, then letters, digits and `/ - _ .`. Parts are jo
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from redirector.model import Scope
+from redirector.records import NamedTuple
 
 TABLE = "redirector"
 GUARD_CHAIN = "input"
@@ -20,9 +20,12 @@ BASE_CHAINS = {"arriving": "prerouting", "own": "output"}  # side → base chain
 _PLAIN = r"[^A-Za-z0-9.-]"
 _PORT_MAP = (
     r"(?:(?P<side>arriving|own)_)?(?:from_(?P<source>[0-9a-f.-]+/[0-9]+)_)?(?:at_(?P<address>[0-9a-f.-]+)_)?"
-    r"(?:on_(?P<interface>(?:[A-Za-z0-9.-]|_[0-9a-f]{2})+)_)?(?P<what>ports|redirects|counts|redirect_counts)"
+    r"(?:on_(?P<interface>(?:[A-Za-z0-9.-]|_[0-9a-f]{2})+)_)?(?P<what>ports|redirects|counts|redirect-counts)"
     r"(?:_(?P<family>ipv[46]))?"
 )
+# How a map of ports, and the counting map beside it, are called, by rewrite.
+_PORTS = {"port": "ports", "redirect": "redirects"}
+_COUNTS = {"port": "counts", "redirect": "redirect-counts"}
 _COUNTER = "taken_"  # before the mapping's name: a name may begin with a digit, an identifier of nft's may not
 
 
@@ -57,37 +60,39 @@ def verdict_map(parent: str, what: str) -> str:
 
 
 def port_map(wanted: PortMap) -> str:
-    return _leaf(wanted, "ports" if wanted.rewrite == "port" else "redirects")
+    return _leaf(wanted, _PORTS)
 
 
 def count_map(wanted: PortMap) -> str:
     """The counting map beside a map of ports."""
-    return _leaf(wanted, "counts" if wanted.rewrite == "port" else "redirect_counts")
+    return _leaf(wanted, _COUNTS)
 
 
-def _leaf(wanted: PortMap, what: str) -> str:
-    words = [wanted.side, *scope_words(wanted.scope), what, wanted.family]
-    return "_".join(word for word in words if word)
+def _leaf(wanted: PortMap, words: dict[str, str]) -> str:
+    parts = [wanted.side, *scope_words(wanted.scope), words[wanted.rewrite], wanted.family]
+    return "_".join(part for part in parts if part)
 
 
 def parse_port_map(name: str) -> PortMap | None:
     """Inverts `port_map`; None for other names."""
-    return _parse(name, ("ports", "redirects"))
+    return _parse(name, _PORTS)
 
 
 def parse_count_map(name: str) -> PortMap | None:
     """Inverts `count_map`; None for other names."""
-    return _parse(name, ("counts", "redirect_counts"))
+    return _parse(name, _COUNTS)
 
 
-def _parse(name: str, kinds: tuple[str, str]) -> PortMap | None:
+def _parse(name: str, words: dict[str, str]) -> PortMap | None:
+    rewrites = {word: rewrite for rewrite, word in words.items()}
+    if "_" not in name:  # compiling the pattern takes a millisecond, which most files have no use for
+        return PortMap("", Scope(), "", rewrites[name]) if name in rewrites else None
     match = re.fullmatch(_PORT_MAP, name)
-    if not match or match["what"] not in kinds:
+    if not match or match["what"] not in rewrites:
         return None
     interface = re.sub("_([0-9a-f]{2})", lambda c: chr(int(c[1], 16)), match["interface"] or "")
     scope = Scope((match["source"] or "").replace("-", ":"), (match["address"] or "").replace("-", ":"), interface)
-    rewrite = "port" if match["what"] == kinds[0] else "redirect"
-    return PortMap(match["side"] or "", scope, match["family"] or "", rewrite)
+    return PortMap(match["side"] or "", scope, match["family"] or "", rewrites[match["what"]])
 
 
 def counter(mapping: str) -> str:

@@ -7,16 +7,20 @@ the modules above: nf_tables in `backends.nftables.codec`, sock_diag and address
 
 A dump is only as good as its flags: NLM_F_DUMP_INTR says that the kernel's lists changed while they were being
 read, and the rows are then worth nothing. `dump` raises `DumpInterrupted`, and the caller reads again, bounded.
+
+`_socket` is what the module `socket` is made of, and all that is needed here and in the other modules on the way of
+`apply`: `socket` itself turns hundreds of constants into enums first, which takes longer than most commands of ours.
 """
 
 from __future__ import annotations
 
+import _socket as socket  # see netlink
 import errno
 import os
-import socket
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+
+from redirector.records import NamedTuple
 
 # linux/netlink.h
 NLMSG_ERROR = 2

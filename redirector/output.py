@@ -6,13 +6,14 @@ people and promises nothing. Names that others chose (users' files, foreign tabl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from redirector.errors import printable
+from redirector.errors import plural, printable
 from redirector.history import Record, Unreadable
 from redirector.mappings import to_document, write
+from redirector.records import NamedTuple
 
 if TYPE_CHECKING:
     from redirector.changes import Change
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 SIGNS = {"add": ("+", "green"), "remove": ("-", "red"), "change": ("~", "yellow")}
 ROUTES_SHOWN = 12
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count:,} {word}" + ("" if count == 1 else "s")
 
 
 # -- problems of a file ------------------------------------------------------------------------------------------
@@ -148,24 +145,10 @@ def _cut(lines: Iterable[str], count: int) -> Iterator[str]:
         yield line
 
 
-DONE = {"add": "added", "change": "changed", "remove": "removed"}
-
-
-def summary(changes: Sequence[Change], *, done: bool = False) -> str:
-    """One line: how many mappings come (or came), change and go."""
-    if not changes:
-        return "in sync: nothing to do"
-    counts = {"add": 0, "change": 0, "remove": 0}
-    for change in changes:
-        counts[change.action] += change.mapping is not None
-    words = (f"{n} {DONE[action]}" if done else f"{n} to {action}" for action, n in counts.items() if n)
-    repairs = sum(change.mapping is None for change in changes)
-    table = [plural(repairs, "change") + " of the table"] if repairs else []
-    return ", ".join([*words, *table])
-
-
 def plan_text(plan: Plan, paint: Paint, done: str = "") -> str:
     """The plan as a diff, and one summary line; `done` says of a plan that was carried out what it came to."""
+    from redirector.changes import summary
+
     changes = plan.changes
     width = min(32, max((len(c.mapping or "(table)") for c in changes), default=0))
     lines = [line for change in changes for line in change_lines(change, paint, width)]

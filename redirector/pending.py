@@ -20,15 +20,17 @@ import json
 import os
 import time
 import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from redirector import store
 from redirector.backends.base import Backend
 from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, TryAgain
 from redirector.history import History, Record
+from redirector.journal import Entry
 from redirector.model import Ruleset
 from redirector.plan import make_plan
 from redirector.reconcile import Origin, Outcome, Wish, change
+from redirector.records import NamedTuple
 
 NOTE = "pending.json"
 
@@ -174,7 +176,7 @@ def require_none(backend: Backend, history: History) -> None:
         raise TryAgain(message, "redirector confirm keeps it, redirector cancel takes it back")
 
 
-def keep(backend: Backend, history: History) -> int:
+def keep(backend: Backend, history: History, author: str) -> int:
     """Confirm what waits; returns its generation. The lock must be held. Raises NotFound if nothing does."""
     overdue = load(history)
     found = settle(backend, history)
@@ -195,4 +197,5 @@ def keep(backend: Backend, history: History) -> int:
         confirmed.discard()
         raise store.unwritable(history.folder, error) from None
     disarm(history)
+    history.tell(Entry("confirm", author, "", found.generation, "kept"))
     return found.generation

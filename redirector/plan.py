@@ -12,9 +12,11 @@ its name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from redirector.program import Chain, Entries, Hook, Map, Program, Rule, references
+from redirector.model import PROTOCOLS
+from redirector.program import PORTS, Chain, Entries, Hook, Map, Program, Rule, references
+from redirector.records import NamedTuple
 
 if TYPE_CHECKING:
     from redirector.changes import Change
@@ -206,6 +208,20 @@ def _unfit(old: Map, wanted: Map) -> bool:
 
 def _uses(rules: Iterable[Rule], maps: set[str], chains: set[str]) -> bool:
     return any(references(rule) in maps or getattr(rule, "chain", None) in chains for rule in rules)
+
+
+def changed_udp_ports(plan: Plan) -> set[int]:
+    """The UDP ports of which map entries come or go."""
+    keys: set[int] = set()
+    for step in plan.steps:
+        if isinstance(step, AddEntries | DeleteEntries) and step.kind == PORTS:
+            found = step.entries if isinstance(step, AddEntries) else step.keys
+            keys.update(key for key in found if isinstance(key, int))
+        elif isinstance(step, DeleteTable | DeleteMap) and plan.observed:
+            maps = plan.observed.maps
+            gone = [maps[step.name]] if isinstance(step, DeleteMap) else maps.values()
+            keys.update(key for found in gone if found.kind == PORTS for key in found.entries if isinstance(key, int))
+    return {key & 0xFFFF for key in keys if key >> 16 == PROTOCOLS["udp"]}
 
 
 def perform(program: Program | None, steps: Iterable[Step]) -> Program | None:

@@ -9,9 +9,10 @@ mapping. Each mapping has one counter, to which the entries of counting maps lea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from redirector.model import PROTOCOLS, Ports
+from redirector.records import NamedTuple
 
 # Kinds of maps, by key; the first three are keyed by protocol and port, `port_key`.
 PORTS = "ports"  # → (target port, mapping)

@@ -15,16 +15,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from redirector.backends.base import Backend, OutcomeDoubtful, Overtaken, Snapshot
 from redirector.compile import compile_ruleset
 from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain, printable
-from redirector.flows import changed_ports
 from redirector.history import History, Record, Unreadable
+from redirector.journal import Entry
 from redirector.model import Ruleset
-from redirector.plan import Plan, make_plan, program_digest
+from redirector.plan import Plan, changed_udp_ports, make_plan, program_digest
 from redirector.program import Program
+from redirector.records import NamedTuple
 from redirector.store import Unsynced
 
 ATTEMPTS = 50
@@ -92,17 +92,35 @@ def plan_for(ruleset: Ruleset, snapshot: Snapshot, *, purge: bool = False, repla
 
 
 def change(backend: Backend, history: History, wish: Wish) -> Outcome:
-    """Make it so, and record it. The lock of `history` must be held."""
+    """Make it so, record it, and tell the journal. The lock of `history` must be held."""
     disarm: list[Callable[[], None]] = []
     try:
-        return _change(backend, history, wish, disarm)
+        outcome = _change(backend, history, wish, disarm)
     except RedirectorError as error:
+        if isinstance(error, OutcomeUnknown | RolledBack):
+            history.tell(Entry(*_told_of(wish), None, error.message, failed=True))
         # An unknown outcome leaves the watchdog, which goes back to the last confirmed generation; so does what ends
         # this process or has no name.
         if disarm and not isinstance(error, OutcomeUnknown):
             with contextlib.suppress(RedirectorError):  # a watchdog that stays finds nothing to do
                 disarm[0]()
         raise
+    if outcome.plan or outcome.recorded:
+        history.tell(Entry(*_told_of(wish), outcome.generation, _summary(outcome, wish)))
+    return outcome
+
+
+def _told_of(wish: Wish) -> tuple[str, str, str]:
+    return wish.origin.action, wish.origin.author, wish.origin.source
+
+
+def _summary(outcome: Outcome, wish: Wish) -> str:
+    from redirector.changes import summary
+
+    words = summary(outcome.plan.changes, done=True) if outcome.plan else "the kernel had it already"
+    if not outcome.recorded:
+        return f"{words}; drift mended"
+    return f"{words}; to be confirmed" if wish.arm else words
 
 
 def _change(backend: Backend, history: History, wish: Wish, disarm: list[Callable[[], None]]) -> Outcome:
@@ -186,7 +204,7 @@ def _carry_out(
 
 def _restart_flows(backend: Backend, ruleset: Ruleset, plan: Plan) -> int | None:
     """UDP flows that contradict what was committed; it is committed whatever becomes of them."""
-    ports = changed_ports(plan) if plan else set()
+    ports = changed_udp_ports(plan)
     try:
         return backend.restart_flows(ruleset, ports) if ports else 0
     except (RedirectorError, OSError):

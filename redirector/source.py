@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from typing import NamedTuple
 
 from redirector.errors import BadConfiguration, printable
+from redirector.records import NamedTuple
 
 MAX_BYTES = 16 << 20
 

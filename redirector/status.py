@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from redirector.backends.base import Backend, Snapshot
 from redirector.changes import Change
@@ -12,6 +11,7 @@ from redirector.naming import counted
 from redirector.plan import make_plan
 from redirector.program import Route
 from redirector.reconcile import desired_program
+from redirector.records import NamedTuple
 
 
 class Drift(NamedTuple):

@@ -6,8 +6,8 @@ raises, whatever the value.
 
 from __future__ import annotations
 
+import _socket as socket  # see netlink
 import re
-import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 
-from redirector import pending
+from redirector import journal, pending
 from redirector.backends.base import Backend
 from redirector.errors import RedirectorError
 from redirector.history import History
@@ -43,7 +43,7 @@ def start(history: History, token: str) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **journal.environment()},
             start_new_session=True,
         )
     with process.stdout or open(os.devnull, "rb") as answer:
@@ -61,7 +61,7 @@ def main() -> None:
     _, folder, token = sys.argv[1:4]
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    history, backend = History(folder), NftablesBackend()
+    history, backend = History(folder, journal.tell), NftablesBackend()
     pending.boot_id()
     with open(os.devnull, "wb") as nothing:
         os.write(1, READY)

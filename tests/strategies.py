@@ -375,7 +375,7 @@ def _hit_entries(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]
 
 def _hit_counters(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map], counters: set[str]) -> None:
     """A counter deleted, with the entries that lead to it; or one added."""
-    if counters and draw(st.booleans()):
+    if draw(st.booleans()) and counters:
         counters.remove(draw(st.sampled_from(sorted(counters))))
     else:
         counters.add(draw(st.sampled_from(("mine", "\udcff\n", naming.counter("stranger"), naming.counter("web-0")))))

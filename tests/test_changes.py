@@ -77,6 +77,10 @@ BY_SOURCE = BASE.maps["arriving_sources_ipv4_8"]
             damage(BASE, own=Chain(None, BASE.chains["own"].rules[1:])),
             "chain own lacks a rule: count map counts (serves web)",
         ),
+        (
+            damage(BASE, own=Chain(None, ()), counts=Map(COUNTS, {"06": (None, "", "an odd key")})),  # type: ignore[dict-item]
+            "chain own lacks a rule: count map counts",
+        ),
         (damage(BASE, counts=None), "map counts is missing"),
         (damage(BASE, counts=Map(PORTS, {})), "map counts is of another kind (ports)"),
         (damage(BASE, ports=Map("foreign: key type 0x7", {})), "map ports is of another kind (foreign: key type 0x7)"),
@@ -185,8 +189,9 @@ def test_what_is_counted_and_not_redirected_is_told() -> None:
         counts = Map(COUNTS, desired.maps["counts"].entries | {port_key(17, 7): (counter, "")})
         found = make_plan(desired, damage(desired, counts=counts)).changes
         assert found == (Change(action, name, detail=f"udp 7 counted by {counter} and not redirected"),)
-    odd = Map(COUNTS, desired.maps["counts"].entries | {"0600": (None, "", "an odd key")})  # type: ignore[dict-item]
-    assert make_plan(desired, damage(desired, counts=odd)).changes == (
+    odd: Any = {"0600": (None, "", "an odd key")}
+    counts = Map(COUNTS, desired.maps["counts"].entries | odd)
+    assert make_plan(desired, damage(desired, counts=counts)).changes == (
         Change("remove", None, detail="map counts has an odd key 0600"),
     )
 

@@ -141,13 +141,13 @@ def test_families_and_rewrites_have_maps_of_their_own() -> None:
         "ports_ipv4": [(9, "four")],
         "counts_ipv4": [("taken_four", "")],
         "redirects_ipv6": [(9, "six")],
-        "redirect_counts_ipv6": [("taken_six", "")],
+        "redirect-counts_ipv6": [("taken_six", "")],
         "arriving_ports": [(9, "others")],
         "arriving_counts": [("taken_others", "")],
     }
     found = program.chains["own"].rules
     at = found.index(Translate("redirect", "ipv6", "redirects_ipv6"))
-    assert found[at - 1] == Count("ipv6", "redirect_counts_ipv6")
+    assert found[at - 1] == Count("ipv6", "redirect-counts_ipv6")
     assert Translate("port", "", "arriving_ports") not in program.chains["own"].rules
 
 

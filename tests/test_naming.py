@@ -67,7 +67,7 @@ def test_verdict_maps_are_no_port_maps(scope: Scope, wanted: PortMap, side: str)
 )
 def test_names_are_readable(wanted: PortMap, name: str) -> None:
     assert port_map(wanted) == name
-    assert count_map(wanted) == name.replace("ports", "counts").replace("redirects", "redirect_counts")
+    assert count_map(wanted) == name.replace("ports", "counts").replace("redirects", "redirect-counts")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_names_are_readable(wanted: PortMap, name: str) -> None:
         "from_10.0.0.0_ports",
         "portsX",
         "counts_",
-        "redirects_counts",
+        "redirect_counts",
         "taken_counts",
     ],
 )
@@ -102,7 +102,7 @@ def test_other_names_are_not_ours(name: str) -> None:
         ("arriving_ports", "for others only"),
         ("arriving_from_10.0.0.0/8_on_eth_2a_ports", "from 10.0.0.0/8 on eth*"),
         ("arriving_at_fd00--1_redirects", "at fd00::1 for others only"),
-        ("redirect_counts_ipv6", "ipv6"),
+        ("redirect-counts_ipv6", "ipv6"),
         ("own_counts", "for this host itself"),
         ("guards", ""),
         ("guards_ipv6_at", "ipv6"),

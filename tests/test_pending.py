@@ -152,14 +152,17 @@ class TestKeeping:
         waiting = current(history)
         assert not waiting.confirmed
         with history.locked():
-            assert pending.keep(backend, history) == 2
+            assert pending.keep(backend, history, "anna") == 2
         assert current(history) == waiting._replace(confirmed=True)
         assert pending.load(history) is None
         assert backend.program == compile_ruleset(NEW)
 
     def test_nothing_to_keep(self, history: History, backend: MemoryBackend) -> None:
         with history.locked():
-            for act in (lambda: pending.keep(backend, history), lambda: pending.cancel(backend, history, "anna")):
+            for act in (
+                lambda: pending.keep(backend, history, "anna"),
+                lambda: pending.cancel(backend, history, "anna"),
+            ):
                 with pytest.raises(NotFound):
                     act()
 
@@ -167,14 +170,14 @@ class TestKeeping:
         apply(backend, history, OLD)
         leave_waiting(backend, history, NEW, 0.0)
         with history.locked(), pytest.raises(NotFound, match="time was over"):
-            pending.keep(backend, history)
+            pending.keep(backend, history, "anna")
         assert backend.program == compile_ruleset(OLD)
 
     def test_a_record_that_cannot_be_read_cannot_be_confirmed(self, history: History, backend: MemoryBackend) -> None:
         leave_waiting(backend, history, NEW, LONG)
         (Path(history.folder) / "generations" / "000001.json").write_text("?")
         with history.locked(), pytest.raises(NotFound, match="cannot be read"):
-            pending.keep(backend, history)
+            pending.keep(backend, history, "anna")
         assert pending.load(history)
 
     def test_others_are_told_how_long(self, history: History, backend: MemoryBackend) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from redirector.model import Ruleset
 from redirector.plan import Step
 from redirector.program import Program
+from redirector.records import NamedTuple
 
 Counters = Mapping[str, tuple[int, int]]  # (packets, bytes) by counter
 

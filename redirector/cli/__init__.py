@@ -13,13 +13,13 @@ import json
 import os
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from redirector import __version__
 from redirector.cli.app import shared
-from redirector.errors import OutcomeUnknown, RedirectorError, Refused, Usage, printable
+from redirector.errors import OutcomeUnknown, RedirectorError, Refused, Usage, plural, printable
 
 # Command → module in this package that has it, in the order of --help.
 COMMANDS = {
@@ -81,8 +81,7 @@ def main() -> NoReturn:
     except click.exceptions.Abort:
         code = 130  # interrupted at a prompt
     except click.ClickException as error:
-        error.show()
-        code = Usage.exit_code
+        code = _report_usage(error, json_wanted)
     except RedirectorError as error:
         code = _report_error(error, json_wanted)
     except KeyboardInterrupt:
@@ -117,6 +116,27 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _report_usage(error: click.ClickException, as_json: bool) -> int:
+    """As click tells it, with what people stumble over, and as JSON where that is wanted."""
+    from redirector import terminal
+
+    error.show()
+    hint = ""
+    if "--confirm" in sys.argv and "extra argument" in error.format_message():
+        hint = f"the time goes behind an equals sign: --confirm={CONFIRM_DEFAULT}"
+        terminal.say(f"  {terminal.paint_for(sys.stderr)('hint:', 'blue')} {hint}", sys.stderr)
+    if as_json:
+        _say_json(Usage(error.format_message(), hint), [])
+    return Usage.exit_code
+
+
+def _say_json(error: RedirectorError, problems: list[dict[str, Any]]) -> None:
+    from redirector import terminal
+
+    found = {"code": error.exit_code, "message": error.message, "hint": error.hint}
+    terminal.say(json.dumps({"ok": False, "error": found, "problems": problems}, indent=2, ensure_ascii=False))
+
+
 def _report_error(error: RedirectorError, as_json: bool) -> int:
     from redirector import output, terminal
 
@@ -125,13 +145,11 @@ def _report_error(error: RedirectorError, as_json: bool) -> int:
     for found in diagnostics:
         terminal.say(output.diagnostic_text(found, paint), sys.stderr)
     if diagnostics:
-        terminal.say(paint(output.plural(len(diagnostics), "problem"), "bold"), sys.stderr)
+        terminal.say(paint(plural(len(diagnostics), "problem"), "bold"), sys.stderr)
     else:
         terminal.say(f"{paint('redirector:', 'red')} {error.message}", sys.stderr)
         if error.hint:
             terminal.say(f"  {paint('hint:', 'blue')} {error.hint}", sys.stderr)
     if as_json:
-        problems = [output.diagnostic_json(found) for found in diagnostics]
-        found = {"code": error.exit_code, "message": error.message, "hint": error.hint}
-        terminal.say(json.dumps({"ok": False, "error": found, "problems": problems}, indent=2, ensure_ascii=False))
+        _say_json(error, [output.diagnostic_json(found) for found in diagnostics])
     return error.exit_code

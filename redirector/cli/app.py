@@ -44,10 +44,11 @@ class App:
         return paint_for(sys.stdout)
 
     def history(self) -> History:
+        from redirector import journal
         from redirector.history import History
 
         folder = os.path.abspath(self.state_dir or os.environ.get("REDIRECTOR_STATE_DIR") or DEFAULT_STATE)
-        return History(os.path.join(folder, "netns", self.netns) if self.netns else folder)
+        return History(os.path.join(folder, "netns", self.netns) if self.netns else folder, journal.tell)
 
     def enter_namespace(self) -> None:
         """Go into the namespace that --netns names; before anything else is opened."""

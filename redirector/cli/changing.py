@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from redirector.cli.app import App, command, file_argument, insisting, unsafe_option, verify_option
-from redirector.errors import Refused, RolledBack, Usage, printable
+from redirector.errors import Refused, RolledBack, Usage, plural, printable
 
 if TYPE_CHECKING:
     from redirector.backends.base import Backend
@@ -164,7 +164,7 @@ def confirm(app: App) -> int:
     app.enter_namespace()
     history = app.history()
     with history.locked():
-        generation = pending.keep(app.backend(), history)
+        generation = pending.keep(app.backend(), history, app.origin("confirm", "").author)
     app.report(lambda: f"generation {generation} is confirmed", lambda: {"confirmed": generation})
     return 0
 
@@ -229,7 +229,7 @@ def _report_outcome(app: App, outcome: Outcome, waiting: Pending | None = None) 
     app.warn(app.findings)
     done = f"generation {outcome.generation}" if outcome.recorded else "drift mended" if outcome.plan else ""
     if outcome.flows:
-        done += f"; {output.plural(outcome.flows, 'UDP flow')} on the old way will begin anew"
+        done += f"; {plural(outcome.flows, 'UDP flow')} on the old way will begin anew"
     elif outcome.flows is None:
         done += "; UDP flows may stay on the old way until they end (conntrack could not be read)"
     if waiting:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from redirector.cli.app import DEFAULT_FILE, App, command, file_argument
-from redirector.errors import RedirectorError, printable
+from redirector.errors import RedirectorError, plural, printable
 
 
 @command
@@ -25,7 +25,7 @@ def check(app: App, file: str) -> int:
     findings = list(static_findings(ruleset))
     app.warn(findings)
     disabled = len(ruleset.mappings) - len(ruleset.enabled)
-    words = output.plural(len(ruleset.mappings), "mapping") + (f" ({disabled} disabled)" if disabled else "")
+    words = plural(len(ruleset.mappings), "mapping") + (f" ({disabled} disabled)" if disabled else "")
     found = {"ok": True, "mappings": len(ruleset.mappings), "problems": []}
     found["findings"] = [output.finding_json(finding) for finding in findings]
     app.report(lambda: f"{printable(file)}: {words}, no problem", lambda: found)

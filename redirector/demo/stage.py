@@ -186,7 +186,11 @@ class Stage:
         inherited = {name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"}
         # Modules come from where ours do, also when that is the folder that we were called in.
         modules = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-        own = {"REDIRECTOR_STATE_DIR": os.path.join(self.folder, "state"), "PYTHONPATH": modules}
+        own = {
+            "REDIRECTOR_STATE_DIR": os.path.join(self.folder, "state"),
+            "REDIRECTOR_JOURNAL": "",
+            "PYTHONPATH": modules,
+        }
         return {**inherited, **own, "PYTHONIOENCODING": "utf-8"}
 
 

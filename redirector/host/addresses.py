@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import _socket as socket  # see netlink
 import struct
 
 from redirector.host.dumps import steadily

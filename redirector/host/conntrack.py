@@ -6,15 +6,16 @@ need to be quick about it, it is read only after a commit that changed UDP mappi
 
 from __future__ import annotations
 
+import _socket as socket  # see netlink
 import errno
 import os
-import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from redirector.flows import UDP, Flow
+from redirector.flows import Flow
 from redirector.host.dumps import steadily
+from redirector.model import PROTOCOLS
 from redirector.netlink import (
     NLM_F_ACK,
     NLM_F_REQUEST,
@@ -45,7 +46,7 @@ def flow(payload: bytes) -> Flow | None:
     parts = table(payload, 4)
     original, reply = (table(parts.get(kind, b"")) for kind in (TUPLE_ORIGINAL, TUPLE_REPLY))
     protocol = table(original.get(TUPLE_PROTOCOL, b""))
-    if protocol.get(PROTOCOL_NUMBER) != bytes((UDP,)):
+    if protocol.get(PROTOCOL_NUMBER) != bytes((PROTOCOLS["udp"],)):
         return None
     source, destination = (table(original.get(TUPLE_IP, b"")).get(kind, b"") for kind in ADDRESSES[family])
     answering = table(reply.get(TUPLE_IP, b"")).get(ADDRESSES[family][0], b"")
@@ -77,7 +78,7 @@ def forget(netlink: NetlinkSocket, choose: Callable[[Iterator[Flow]], Iterable[F
 
 def _udp_only(family: int) -> bytes:
     """A dump request that the kernel answers with UDP flows of one family only (CTA_FILTER, from Linux 5.8 on)."""
-    wanted = nest(TUPLE_ORIGINAL, nest(TUPLE_PROTOCOL, attr(PROTOCOL_NUMBER, bytes((UDP,)))))
+    wanted = nest(TUPLE_ORIGINAL, nest(TUPLE_PROTOCOL, attr(PROTOCOL_NUMBER, bytes((PROTOCOLS["udp"],)))))
     compared = attr(FILTER_ORIGINAL_FLAGS, struct.pack("=I", FILTER_BY_PROTOCOL))
     return bytes((family, 0, 0, 0)) + wanted + nest(FILTER, compared)
 

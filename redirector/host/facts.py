@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping as Environment
 from collections.abc import Set as AbstractSet
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from redirector.host.listeners import Listener, listeners
 from redirector.host.processes import Process, owners
 from redirector.host.ssh import SshUse, ssh_ports
 from redirector.model import Ruleset
+from redirector.records import NamedTuple
 
 _NONE: MappingProxyType[Any, Any] = MappingProxyType({})
 

@@ -10,16 +10,16 @@ What counts as listening: TCP and SCTP sockets in the state LISTEN, and UDP sock
 
 from __future__ import annotations
 
+import _socket as socket  # see netlink
 import errno
-import socket
 import struct
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
 
 from redirector.host.dumps import steadily
 from redirector.model import PROTOCOLS
 from redirector.netlink import NETLINK_SOCK_DIAG, Message, NetlinkSocket, attributes
+from redirector.records import NamedTuple
 
 SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
+
+from redirector.records import NamedTuple
 
 INIT = 1
 # A process that ended, or that we may not look at.

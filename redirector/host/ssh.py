@@ -11,16 +11,16 @@ be overridden, a lost connection cannot.
 
 from __future__ import annotations
 
+import _socket as socket  # see netlink
 import os
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
 
 from redirector.errors import printable
 from redirector.host.listeners import Connection, Listener, connections_of
 from redirector.host.processes import INIT, Process, ancestors, owners, sockets
 from redirector.host.units import UNIT_FOLDERS, port_number, socket_units
+from redirector.records import NamedTuple
 
 SSH_PORT = 22  # IANA service name ssh
 # OpenSSH 9.8 split sshd-session off, 10.0 sshd-auth.

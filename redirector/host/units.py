@@ -7,10 +7,11 @@ hides what comes later. An assignment of nothing empties a list.
 
 from __future__ import annotations
 
+import _socket as socket  # see netlink
 import os
-import socket
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+
+from redirector.records import NamedTuple
 
 # systemd.unit(5), "System Unit Search Path"; Debian before 12 and others without a merged /usr have /lib too.
 UNIT_FOLDERS = (

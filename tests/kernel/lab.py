@@ -164,6 +164,7 @@ class Lab:
             "PATH": PATH,
             "PYTHONPATH": checkout,
             "REDIRECTOR_STATE_DIR": self.state_dir,
+            "REDIRECTOR_JOURNAL": "",  # nothing for the journal of the machine that runs the tests
             **(env or {}),
         }
 

@@ -164,6 +164,13 @@ class TestExitCodes:
         words = command.split()
         product.run(*(words if words[0] != "render" else ["render", product.file(WEB), *words[1:]]), code=64)
 
+    def test_64_as_json_and_with_what_people_stumble_over(self, lab: Lab) -> None:
+        done = lab.redirector("apply", "mappings.toml", "--confirm", "5m", "--json")
+        error = json.loads(done.stdout)["error"]
+        assert (done.returncode, error["code"]) == (64, 64)
+        assert "--confirm=60s" in error["hint"]
+        assert "--confirm=60s" in done.stderr
+
     @pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy"])
     def test_69_backend_unavailable(self, lab: Lab, product: Product, backend: str) -> None:
         file = product.file(f'[settings]\nbackend = "{backend}"\n{WEB}')

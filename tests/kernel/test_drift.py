@@ -115,7 +115,7 @@ TAMPERINGS = (
     element("a counting element deleted", "-counts { tcp . 80 }", "changed", words="web tcp 80 not counted"),
     element(
         "a counting element of a scope deleted",
-        "-arriving_on_veth_2a_redirect_counts_ipv4 { tcp . 1002 }",
+        "-arriving_on_veth_2a_redirect-counts_ipv4 { tcp . 1002 }",
         "changed",
         "link",
         "tcp 1002 on veth* ipv4 not counted",

@@ -12,7 +12,6 @@ Registers: 1 is the first 16 bytes, 9 and 10 its second and third 4-byte parts, 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
 
 from redirector.backends.nftables import wire
 from redirector.backends.nftables.wire import be32, data_value, text
@@ -31,6 +30,7 @@ from redirector.program import (
     Rule,
     Translate,
 )
+from redirector.records import NamedTuple
 
 REG_VERDICT, REG_1, REG32_01, REG32_02 = 0, 1, 9, 10
 META_IIFNAME, META_NFPROTO, META_L4PROTO = 6, 15, 16  # enum nft_meta_keys

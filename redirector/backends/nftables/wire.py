@@ -6,12 +6,13 @@ Sources: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, libnftnl's ud
 
 from __future__ import annotations
 
-import socket
+import _socket as socket  # see netlink
 import struct
-from typing import Any, NamedTuple
+from typing import Any
 
 from redirector.netlink import attr, nest, table
 from redirector.program import ADDRESSES, COUNTS, GUARDS, GUARDS_AT, INTERFACES, PORTS
+from redirector.records import NamedTuple
 
 SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 BATCH_BEGIN = 16  # NFNL_MSG_BATCH_BEGIN
