@@ -113,7 +113,7 @@ def _fill(entries: Entries, counts: Entries, mapping: Mapping, protocol: int) ->
     base, name = port_key(protocol, 0), mapping.name
     counter = (naming.counter(name), "")
     for ports in mapping.listen:
-        keys = range(base + ports.first, base + ports.last + 1)
+        keys = list(range(base + ports.first, base + ports.last + 1))  # the same numbers in both
         if mapping.shifted:
             entries.update((key, (port, name)) for key, port in zip(keys, range(mapping.to.first, 65536), strict=False))
         else:

@@ -149,7 +149,10 @@ def _steps(desired: Program | None, observed: Program | None) -> Iterator[Step]:
 
 def _contents(desired: Program, observed: Program) -> Iterator[Step]:
     """The steps within the table: everything that goes, then everything that comes."""
-    remade = {name for name, old in observed.maps.items() if name in desired.maps and _unfit(old, desired.maps[name])}
+    common = [name for name in observed.maps if name in desired.maps]
+    # Compared once: in large maps that is most of the work.
+    same = {name for name in common if observed.maps[name] == desired.maps[name]}
+    remade = {name for name in common if name not in same and _unfit(observed.maps[name], desired.maps[name])}
     doomed = {name for name, old in observed.chains.items() if name not in desired.chains}
     rehooked = {n for n, c in observed.chains.items() if n in desired.chains and desired.chains[n].hook != c.hook}
     # A chain that jumps to a chain made anew, or looks into a map made anew, lets go of it first and takes it up again.
@@ -162,10 +165,10 @@ def _contents(desired: Program, observed: Program) -> Iterator[Step]:
     for name, chain in observed.chains.items():
         if chain.rules and (name in doomed or name in rewritten):
             yield FlushChain(name)
-    kept = {name: old for name, old in observed.maps.items() if name in desired.maps and name not in remade}
+    kept = {name: observed.maps[name] for name in common if name not in remade}
     for name, old in kept.items():
         # Values are compared as well: an entry that changes is deleted and added, both in this transaction.
-        stale = _unlike(old.entries, desired.maps[name].entries)
+        stale = _unlike(old.entries, desired.maps[name].entries) if name not in same else {}
         if stale:
             yield DeleteEntries(name, old.kind, tuple(stale))
     for name in observed.maps:
@@ -184,7 +187,7 @@ def _contents(desired: Program, observed: Program) -> Iterator[Step]:
         if name not in kept:
             yield AddMap(name, wanted.kind, capacity_for(len(wanted.entries)))
     for name, wanted in desired.maps.items():
-        missing = _unlike(wanted.entries, kept[name].entries if name in kept else {})
+        missing = _unlike(wanted.entries, kept[name].entries if name in kept else {}) if name not in same else {}
         if missing:
             yield AddEntries(name, wanted.kind, missing)
     for name, chain in desired.chains.items():
@@ -196,14 +199,14 @@ def _unlike(entries: Entries, others: Entries) -> Entries:
     """The entries that `others` does not have, or has with another value."""
     if not others:
         return entries
-    return {} if entries == others else {k: value for k, value in entries.items() if others.get(k) != value}
+    return {key: value for key, value in entries.items() if others.get(key) != value}
 
 
 def _unfit(old: Map, wanted: Map) -> bool:
-    """Whether a map must be made anew: of another kind, too small, or with keys that cannot even be named."""
+    """Whether a map that differs must be made anew: of another kind, too small, or with keys that cannot be named."""
     if old.kind != wanted.kind or 0 < old.capacity < len(wanted.entries):
         return True
-    return old.entries != wanted.entries and any(value[0] is None for value in old.entries.values())
+    return any(value[0] is None for value in old.entries.values())
 
 
 def _uses(rules: Iterable[Rule], maps: set[str], chains: set[str]) -> bool:

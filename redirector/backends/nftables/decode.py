@@ -163,13 +163,12 @@ def _port_entries(kind: str, messages: list[Message], found: Entries) -> bool:
     soon as one is anything else; what was found until then is worth nothing, and is to be read slowly.
     """
     headers = attr(wire.LIST_ELEM, b"")[2:4] + attr(wire.ELEM_KEY, attr(wire.DATA_VALUE, bytes(8)))[:8]
+    zeros, gap, end_gap, last, layout = bytes(3), bytes(2), b"", wire.ELEM_OBJREF, ">2s10sB3sH2s0s0s"
     if kind == PORTS:
-        data = attr(wire.ELEM_DATA, attr(wire.DATA_VALUE, bytes(2)))[:8]
-        layout, frame, last = ">2s10sB3sH10sH2s", (headers, bytes(3), bytes(2) + data, bytes(2)), wire.ELEM_USERDATA
-    else:
-        layout, frame, last = ">2s10sB3sH2s0s0s", (headers, bytes(3), bytes(2), b""), wire.ELEM_OBJREF
-    unpack, size, order = struct.Struct(layout).unpack_from, struct.calcsize(layout), sys.byteorder
-    about: Any
+        gap += attr(wire.ELEM_DATA, attr(wire.DATA_VALUE, bytes(2)))[:8]
+        end_gap, last, layout = bytes(2), wire.ELEM_USERDATA, ">2s10sB3sH10sH2s"
+    unpack, size = struct.Struct(layout).unpack_from, struct.calcsize(layout)
+    lengths: dict[bytes, int] = {}  # in the machine's order
     known: dict[bytes, Any] = {}  # what the last attribute stands for: a mapping, or all of a counting entry
     for reply in messages:
         for attribute, value in attributes(reply.payload, 4):
@@ -180,20 +179,18 @@ def _port_entries(kind: str, messages: list[Message], found: Entries) -> bool:
                 if offset + size > end:
                     return False
                 raw, a, protocol, b, port, c, target, d = unpack(value, offset)
-                length = int.from_bytes(raw, order)
-                if (a, b, c, d) != frame or length < size or offset + length > end:
+                if raw not in lengths:
+                    lengths[raw] = int.from_bytes(raw, sys.byteorder)
+                after = offset + lengths[raw]
+                if a != headers or b != zeros or c != gap or d != end_gap or not offset + size <= after <= end:
                     return False
-                rest = value[offset + size : offset + length]
-                about = known.get(rest)
-                if about is None:
+                rest = value[offset + size : after]
+                if rest not in known:
                     parts = table(rest)
                     if set(parts) != {last} and (rest or kind == COUNTS):
                         return False
-                    if kind == COUNTS:
-                        about = (wire.untext(parts[last]), "")
-                    else:
-                        about = printable(wire.parse_comment(parts.get(last)) or "")
-                    known[rest] = about
-                found[protocol << 16 | port] = (target, about) if kind == PORTS else about
-                offset += (length + 3) & ~3
+                    about = wire.untext(parts[last]) if kind == COUNTS else wire.parse_comment(parts.get(last)) or ""
+                    known[rest] = (about, "") if kind == COUNTS else printable(about)
+                found[protocol << 16 | port] = (target, known[rest]) if kind == PORTS else known[rest]
+                offset = (after + 3) & ~3
     return True
