@@ -264,3 +264,10 @@ def test_the_program_does_what_decide_says(data: st.DataObject) -> None:
             if said != done:
                 note(str(other))
             assert said == done
+
+
+def test_each_mapping_of_a_map_is_counted_as_itself() -> None:
+    program = compile_ruleset(Ruleset((mapping("a", "80", "8080"), mapping("b", "81", "8080"))))
+    for port, counted in ((80, ["taken_a"]), (81, ["taken_b"]), (82, []), (8080, [])):
+        for packet in (OUTSIDE, OUTSIDE_V6, ITSELF, ITSELF_V6):
+            assert travel(program, packet._replace(port=port))[1] == counted

@@ -108,6 +108,7 @@ def test_digests_are_equal_exactly_where_programs_are(data: st.DataObject) -> No
         counters=one.counters,
     )
     assert program_digest(reordered) == program_digest(one)
+    assert program_digest(one._replace(counters=one.counters ^ {"mine"})) != program_digest(one)
     assert program_digest(None) not in (program_digest(one), program_digest(Program({}, {})))
 
 
