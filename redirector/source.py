@@ -55,7 +55,7 @@ def _read_one(name: str, insist: bool) -> SourceFile:
             if not stat.S_ISREG(status.st_mode):
                 raise BadConfiguration(f"{shown}: not a regular file", "name a file, a folder of *.toml files, or -")
             if not insist:
-                _judge(shown, status)
+                judge(shown, status)
                 # A link is judged by where it leads to, and by who could lead it elsewhere.
                 _judge_folder(os.path.dirname(os.path.realpath(name)))
                 _judge_folder(os.path.realpath(os.path.dirname(name)))
@@ -81,19 +81,20 @@ def _limited(shown: str, data: bytes) -> bytes:
 def _judge_folder(path: str) -> None:
     """Refuse a folder, or one above it, in which somebody else could put another file in place of ours."""
     while True:
-        _judge(path, os.stat(path), folder=True)
+        judge(path, os.stat(path), folder=True)
         parent = os.path.dirname(path)
         if parent == path:
             return
         path = parent
 
 
-def _judge(shown: str, status: os.stat_result, *, folder: bool = False) -> None:
+def judge(shown: str, status: os.stat_result, *, folder: bool = False) -> None:
+    """Raises BadConfiguration where others than root or the caller may write a file, or replace what is in a folder."""
     hint = "mend its owner and mode, or insist with --allow-unsafe-file"
     if status.st_uid not in (0, os.geteuid()):
         raise BadConfiguration(f"{printable(shown)}: unsafe: it belongs to user id {status.st_uid}", hint)
-    # In a sticky folder (/tmp) nobody can replace what is ours.
-    if folder and status.st_mode & stat.S_ISVTX:
+    # In a sticky folder (/tmp) nobody can replace what is ours; a link's own mode means nothing.
+    if (folder and status.st_mode & stat.S_ISVTX) or stat.S_ISLNK(status.st_mode):
         return
     if status.st_mode & stat.S_IWOTH:
         raise BadConfiguration(f"{printable(shown)}: unsafe: everybody may write it", hint)

@@ -36,6 +36,8 @@ COMMANDS = {
     "compare": "generations",
     "render": "printing",
     "schema": "printing",
+    "service": "serving",
+    "boot": "serving",
     "completion": "printing",
     "demo": "printing",
 }

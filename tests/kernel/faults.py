@@ -41,6 +41,7 @@ from tests.kernel.watchdogs import watchdogs
 from tests.waiting import leave_waiting
 
 SECONDS = 10.0  # in which every run ends
+AIMS = 3
 LONG = 3600.0  # to confirm in; nothing here waits for it
 
 OLD = mapping("web", 80, 8080) + mapping("dns", 53, 5353, protocol=["tcp", "udp"])
@@ -222,14 +223,26 @@ class Rig:
             self.faults = list(faults_at(list(calls(log, lab.state_dir)), errors=scenario.errors))
 
     def try_fault(self, fault: Fault) -> list[str]:
-        """Let it happen; what is wrong with what comes of it."""
-        self.reset()
-        ended = self.run(["-yy", *fault.arguments()])
+        """Let it happen; what is wrong with what comes of it.
+
+        A call is known by its number, and numbers shift where /proc has one process more to look at than in the run
+        that was traced: so what missed its place is tried again, within bounds.
+        """
+        for aim in range(AIMS):
+            self.reset()
+            ended = self.run(["-yy", *fault.arguments()])
+            with open(self._log, encoding="utf-8", errors="replace") as log:
+                happened = fault.happened(log.read(), self.lab.state_dir)
+            if happened or aim == AIMS - 1:
+                return self._wrong(fault, ended, happened=happened)
+        raise AssertionError
+
+    def _wrong(self, fault: Fault, ended: Ended, *, happened: bool) -> list[str]:
+        """What is wrong with what there is now."""
         found = self.look()
         wrong = judge(fault, ended, self.before, self.after, found)
-        with open(self._log, encoding="utf-8", errors="replace") as log:
-            if not fault.happened(log.read(), self.lab.state_dir):
-                wrong.append("the fault did not happen where it was meant to")
+        if not happened:
+            wrong.append("the fault did not happen where it was meant to")
         wrong += self._status(found)
         wrong += self._next_apply(found)
         return [f"{self.scenario.name}: {fault}: {what}; exit {ended.code}: {ended.told.strip()}" for what in wrong]

@@ -1,0 +1,156 @@
+"""How the units get onto a system and off it; `unit` has their text.
+
+`systemctl` is asked only about the system that runs (no --root, and systemd is process 1); in an image the links that
+`systemctl enable` would make are made here, from the same WantedBy=.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import subprocess
+from collections.abc import Mapping
+
+from redirector import store
+from redirector.errors import NotPermitted, Refused, Unavailable, printable
+from redirector.unit import MARK, NAME, STAND_IN, WANTED_BY
+
+FOLDER = "/etc/systemd/system"  # systemd.unit(5): units that the administrator installed
+MODE = 0o644  # systemd's tools read units as anybody
+SECONDS = 60.0  # for systemctl
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+
+def path(root: str = "", name: str = NAME) -> str:
+    """Where a unit is, under `root` ("" for the running system)."""
+    return f"{root.rstrip('/')}{FOLDER}/{name}"
+
+
+def read(root: str = "", name: str = NAME) -> str | None:
+    """The unit that is installed; None if there is none. Raises Refused for something that cannot be read."""
+    try:
+        with open(path(root, name), "rb", opener=store.no_follow) as file:
+            return file.read().decode("utf-8", "replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Refused(f"{printable(path(root, name))}: {error.strerror}") from None
+
+
+def install(texts: Mapping[str, str], root: str = "") -> bool:
+    """Put the units there and enable them; False if they were there, the same. Raises Refused where one is not ours."""
+    found = _ours(root, "move it away first")
+    for name, text in texts.items():
+        if found[name] != text:
+            _write(path(root, name), text.encode())
+    if manages(root):
+        _systemctl("daemon-reload")
+        _systemctl("enable", NAME)
+    else:
+        for link in _links(root):
+            _link(link)
+    return found != texts
+
+
+def uninstall(root: str = "") -> bool:
+    """Disable and remove the units; False if there are none. What is in the kernel stays. Raises Refused."""
+    found = [name for name, text in _ours(root, "remove it yourself").items() if text is not None]
+    if not found:
+        return False
+    managed = manages(root)
+    if managed:
+        _systemctl("stop", *found)
+        with contextlib.suppress(Unavailable):  # it complains of units that systemd has forgotten already
+            _systemctl("reset-failed", *found)
+    try:
+        for link in filter(os.path.islink, _links(root)):
+            os.unlink(link)
+            with contextlib.suppress(OSError):  # others are wanted there, too
+                os.rmdir(os.path.dirname(link))
+        for name in found:
+            os.unlink(path(root, name))
+        store.sync_folder(os.path.dirname(path(root)))
+    except OSError as error:
+        raise _unwritable(error) from None
+    if managed:
+        _systemctl("daemon-reload")
+    return True
+
+
+def _ours(root: str, hint: str) -> dict[str, str | None]:
+    """What is there of each unit. Raises Refused where one was written by others."""
+    found = {name: read(root, name) for name in (NAME, STAND_IN)}
+    for name, text in found.items():
+        if text is not None and not text.startswith(MARK):
+            raise Refused(f"{printable(path(root, name))} is not ours; nothing was changed", hint)
+    return found
+
+
+def _links(root: str) -> list[str]:
+    """The links that WantedBy= stands for."""
+    return [f"{root.rstrip('/')}{FOLDER}/{unit}.wants/{NAME}" for unit in WANTED_BY]
+
+
+def manages(root: str) -> bool:
+    """Whether systemd runs the system at `root`, as sd_booted(3) asks."""
+    return not root and os.path.isdir("/run/systemd/system")
+
+
+def _write(final: str, data: bytes) -> None:
+    """The whole file or nothing, whatever was there before; readable for everybody."""
+    temporary = f"{final}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(os.path.dirname(final), mode=0o755, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # of a dead process of the same number
+            os.unlink(temporary)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(temporary, flags, MODE), "wb") as file:
+            os.fchmod(file.fileno(), MODE)  # whatever the umask
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, final)
+        store.sync_folder(os.path.dirname(final))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise _unwritable(error) from None
+
+
+def _link(name: str) -> None:
+    """`name` → the unit, as `systemctl enable` makes it. The target is absolute inside the system that will boot."""
+    target = f"{FOLDER}/{NAME}"
+    try:
+        os.makedirs(os.path.dirname(name), mode=0o755, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISLNK(os.lstat(name).st_mode) and os.readlink(name) == target:
+                return
+            os.unlink(name)
+        os.symlink(target, name)
+        store.sync_folder(os.path.dirname(name))
+    except OSError as error:
+        raise _unwritable(error) from None
+
+
+def _unwritable(error: OSError) -> NotPermitted | Refused:
+    message = f"{printable(str(error.filename or FOLDER))}: {error.strerror}"
+    return NotPermitted(message, "run it as root") if isinstance(error, PermissionError) else Refused(message)
+
+
+def _systemctl(*arguments: str) -> None:
+    """Raises Unavailable with what systemctl complained of."""
+    try:
+        done = subprocess.run(
+            ["/usr/bin/systemctl", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=ENVIRONMENT,
+            timeout=SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"systemctl {arguments[0]}: {printable(str(error))}") from None
+    if done.returncode:
+        told = printable(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
+        raise Unavailable(f"systemctl {arguments[0]} failed: {told}", f"the units are in {FOLDER}")

@@ -1,0 +1,136 @@
+"""The systemd units that load the redirects when the machine starts, as text.
+
+Theory of operation. The unit stands before network-pre.target, so that no packet meets a host without its redirects.
+Whatever nftables.service does ends in an empty kernel (its ExecStop flushes everything, and the stock
+/etc/nftables.conf starts with a flush), so we come after it, and follow: PartOf= takes us along when it is stopped or
+restarted, ReloadPropagatedFrom= when it is reloaded, and as its Wants= we are started again with it, even if the last
+time had failed, and however often (StartLimitIntervalSec=). Stopping the unit does nothing to the kernel: only
+`redirector remove` takes redirects away.
+
+A broken mapping file makes the unit fail, with the last confirmed generation in force. systemd reloads only what is
+active, so a reload of nftables.service would then flush the redirects for good. Against that there is a second unit: it
+is started where the first one fails (OnFailure=), does nothing then, loads the redirects when nftables.service is
+reloaded, and is stopped with the first one.
+"""
+
+from __future__ import annotations
+
+from redirector.errors import Refused, printable
+
+NAME = "redirector.service"
+STAND_IN = "redirector-reload.service"
+MARK = "# Written by `redirector service install`, and removed by `redirector service uninstall`.\n"
+WANTED_BY = ("sysinit.target", "nftables.service")
+
+_UNIT = f"""\
+{MARK}
+[Unit]
+Description=Port redirects, the last confirmed generation
+DefaultDependencies=no
+After=local-fs.target nftables.service
+Wants=network-pre.target
+Before=network-pre.target shutdown.target
+Conflicts=shutdown.target
+PartOf=nftables.service
+ReloadPropagatedFrom=nftables.service
+OnFailure={STAND_IN}
+StartLimitIntervalSec=0
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={{command}}
+ExecReload={{command}}
+{{sandbox}}
+[Install]
+WantedBy={" ".join(WANTED_BY)}
+"""
+
+_STAND_IN = f"""\
+{MARK}
+[Unit]
+Description=Port redirects, when nftables.service is reloaded while {NAME} has failed
+DefaultDependencies=no
+After=nftables.service {NAME}
+Before=shutdown.target
+Conflicts=shutdown.target
+PartOf={NAME}
+ReloadPropagatedFrom=nftables.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+ExecReload={{command}}
+{{sandbox}}"""
+
+# Each line narrows what a process with CAP_NET_ADMIN could do (systemd.exec(5)). ProtectHome= is read-only, not "yes":
+# the mapping file or Python may be in root's home. /proc stays whole: the boot's id is read there. InaccessiblePaths=
+# and not PrivateTmp=, which would make us wait for /tmp to be mounted and cleaned.
+_SANDBOX = """\
+TimeoutSec=90s
+StandardInput=null
+SyslogIdentifier=redirector
+WorkingDirectory=/
+{state}
+UMask=0077
+CapabilityBoundingSet=CAP_NET_ADMIN
+DevicePolicy=closed
+IPAddressDeny=any
+InaccessiblePaths=-/tmp -/var/tmp
+KeyringMode=private
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+NoNewPrivileges=yes
+PrivateDevices=yes
+PrivateIPC=yes
+PrivateMounts=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHome=read-only
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+ProtectSystem=strict
+RestrictAddressFamilies=AF_NETLINK AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+SystemCallErrorNumber=EPERM
+"""
+
+
+def unit_texts(python: str, file: str, state_dir: str = "") -> dict[str, str]:
+    """The units by their names; all three paths absolute, `state_dir` empty for /var/lib/redirector.
+
+    Raises Refused for a path that no unit can name.
+    """
+    argv = [python, "-I", "-m", "redirector"]
+    state = "StateDirectory=redirector\nStateDirectoryMode=0700"
+    if state_dir:
+        argv += ["--state-dir", state_dir]
+        state = f"ReadWritePaths={quoted(f'-{state_dir}')}"  # "-": where it is missing, we are the ones to tell
+    # Only a program's arguments know variables, and so $$; and only the program's place takes a prefix such as "@".
+    command = " ".join([quoted(argv[0]), *(quoted(arg).replace("$", "$$") for arg in [*argv[1:], "boot", file])])
+    sandbox = _SANDBOX.format(state=state)
+    return {
+        NAME: _UNIT.format(command=command, sandbox=sandbox),
+        STAND_IN: _STAND_IN.format(command=command, sandbox=sandbox),
+    }
+
+
+def quoted(text: str) -> str:
+    """One word of a unit file (systemd.syntax(7), "Quoting"; systemd.unit(5), "Specifiers").
+
+    Raises Refused for characters that no terminal shows: a newline would begin the next line of the unit.
+    """
+    if not text.isprintable():
+        raise Refused(f"{printable(text)}: a path with such characters cannot stand in a unit", "choose another path")
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    plain = escaped == text and text.isascii() and not set(text) & set(" ';#")
+    return text if plain else f'"{escaped}"'
