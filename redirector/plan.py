@@ -149,10 +149,8 @@ def _steps(desired: Program | None, observed: Program | None) -> Iterator[Step]:
 
 def _contents(desired: Program, observed: Program) -> Iterator[Step]:
     """The steps within the table: everything that goes, then everything that comes."""
-    common = [name for name in observed.maps if name in desired.maps]
-    # Compared once: in large maps that is most of the work.
-    same = {name for name in common if observed.maps[name] == desired.maps[name]}
-    remade = {name for name in common if name not in same and _unfit(observed.maps[name], desired.maps[name])}
+    updates = {n: _update(old, desired.maps[n]) for n, old in observed.maps.items() if n in desired.maps}
+    remade = {name for name, update in updates.items() if update is None}
     doomed = {name for name, old in observed.chains.items() if name not in desired.chains}
     rehooked = {n for n, c in observed.chains.items() if n in desired.chains and desired.chains[n].hook != c.hook}
     # A chain that jumps to a chain made anew, or looks into a map made anew, lets go of it first and takes it up again.
@@ -165,12 +163,10 @@ def _contents(desired: Program, observed: Program) -> Iterator[Step]:
     for name, chain in observed.chains.items():
         if chain.rules and (name in doomed or name in rewritten):
             yield FlushChain(name)
-    kept = {name: observed.maps[name] for name in common if name not in remade}
-    for name, old in kept.items():
-        # Values are compared as well: an entry that changes is deleted and added, both in this transaction.
-        stale = _unlike(old.entries, desired.maps[name].entries) if name not in same else {}
+    kept = {name: update for name, update in updates.items() if update is not None}
+    for name, (stale, _) in kept.items():
         if stale:
-            yield DeleteEntries(name, old.kind, tuple(stale))
+            yield DeleteEntries(name, desired.maps[name].kind, tuple(stale))
     for name in observed.maps:
         if name not in kept:
             yield DeleteMap(name)
@@ -187,7 +183,7 @@ def _contents(desired: Program, observed: Program) -> Iterator[Step]:
         if name not in kept:
             yield AddMap(name, wanted.kind, capacity_for(len(wanted.entries)))
     for name, wanted in desired.maps.items():
-        missing = _unlike(wanted.entries, kept[name].entries if name in kept else {}) if name not in same else {}
+        missing = kept[name][1] if name in kept else wanted.entries
         if missing:
             yield AddEntries(name, wanted.kind, missing)
     for name, chain in desired.chains.items():
@@ -195,18 +191,19 @@ def _contents(desired: Program, observed: Program) -> Iterator[Step]:
             yield AddRules(name, chain.rules)
 
 
-def _unlike(entries: Entries, others: Entries) -> Entries:
-    """The entries that `others` does not have, or has with another value."""
-    if not others:
-        return entries
-    return {key: value for key, value in entries.items() if others.get(key) != value}
-
-
-def _unfit(old: Map, wanted: Map) -> bool:
-    """Whether a map that differs must be made anew: of another kind, too small, or with keys that cannot be named."""
+def _update(old: Map, wanted: Map) -> tuple[Entries, Entries] | None:
+    """(entries to delete, entries to add) of a map that stays; one that changes is in both. None for a map that must be
+    made anew: of another kind, too small, or with keys that cannot even be named. Maps may be large: few passes."""
+    if old == wanted:
+        return {}, {}
     if old.kind != wanted.kind or 0 < old.capacity < len(wanted.entries):
-        return True
-    return any(value[0] is None for value in old.entries.values())
+        return None
+    before, after = old.entries, wanted.entries
+    missing = {key: value for key, value in after.items() if before.get(key) != value}
+    stale = {key: before[key] for key in missing if key in before}
+    if len(before) > len(after) - len(missing) + len(stale):
+        stale |= {key: value for key, value in before.items() if key not in after}
+    return (stale, missing) if all(value[0] is not None for value in stale.values()) else None
 
 
 def _uses(rules: Iterable[Rule], maps: set[str], chains: set[str]) -> bool:
