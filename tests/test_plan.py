@@ -136,6 +136,13 @@ def test_a_change_of_one_mapping_touches_only_its_entries() -> None:
         AddEntries("ports", PORTS, {port_key(6, 81): (8080, "web")}),
         AddEntries("counts", COUNTS, {port_key(6, 81): ("taken_web", "")}),
     )
+    elsewhere = rebuilt(WEB, listen=(Ports(81, 81),))  # as many ports as before, and none of them
+    assert make_plan(compiled(elsewhere, VOICE), compiled(WEB, VOICE)).steps == (
+        DeleteEntries("ports", PORTS, (port_key(6, 80),)),
+        DeleteEntries("counts", COUNTS, (port_key(6, 80),)),
+        AddEntries("ports", PORTS, {port_key(6, 81): (8080, "web")}),
+        AddEntries("counts", COUNTS, {port_key(6, 81): ("taken_web", "")}),
+    )
     renamed = make_plan(compiled(rebuilt(WEB, name="www"), VOICE), compiled(WEB, VOICE))
     assert len(renamed.steps) == 6
     assert steps_of(renamed, AddCounters, DeleteCounters) == [
