@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from redirector import store
 from redirector.errors import NotPermitted, Refused, Unavailable, printable
+from redirector.host import systemd
 from redirector.unit import MARK, NAME, STAND_IN, WANTED_BY
 
 FOLDER = "/etc/systemd/system"  # systemd.unit(5): units that the administrator installed
@@ -93,8 +94,8 @@ def _links(root: str) -> list[str]:
 
 
 def manages(root: str) -> bool:
-    """Whether systemd runs the system at `root`, as sd_booted(3) asks."""
-    return not root and os.path.isdir("/run/systemd/system")
+    """Whether systemd runs the system at `root`."""
+    return not root and systemd.booted()
 
 
 def _write(final: str, data: bytes) -> None:

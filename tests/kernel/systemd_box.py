@@ -9,8 +9,8 @@ mount what fstab says) and the distribution's wants are empty in the overlay, al
 The package lies in the box as it does on a host, in a venv of root's at /opt/redirector: wherever the tests run from, a
 home or /tmp, a unit could not rely on it there. Its Python is the system's own, else the one that runs the tests.
 
-A script, the scenario, runs as a unit once the network could begin; a FIFO tells when it has ended. Killing `unshare`
-then kills process 1 (--kill-child), and with it everything inside; the kernel does so if this process dies.
+A script, the scenario, runs as a unit once the network could begin; a FIFO tells when it has ended. Killing process 1
+then kills everything inside; if this process dies, the kernel does so (--pdeathsig, --kill-child).
 
 Needs root: nobody else's systemd may have cgroups.
 """
@@ -19,6 +19,7 @@ import contextlib
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,13 +88,14 @@ exec chroot . env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
     /lib/systemd/systemd --system --unit=box.target --show-status=no --log-level=warning --log-target=console
 """
 UNITS = {
-    "box.target": "[Unit]\nRequires=sysinit.target\nAfter=sysinit.target\nWants=scenario.service\n",
+    "box.target": "[Unit]\nRequires=sysinit.target\nAfter=sysinit.target\nWants=scenario.service\nAllowIsolate=yes\n",
     "scenario.service": "[Unit]\nDefaultDependencies=no\nAfter=sysinit.target network-pre.target\n"
     "[Service]\nType=oneshot\nExecStart=/bin/sh -eu /box/scenario\nExecStopPost=/bin/sh -c 'echo > /box/end'\n"
     "StandardOutput=file:/box/out\nStandardError=file:/box/complaints\n",
 }
 # For scenarios. `plug` gives the box an external client, in a network namespace of its own, and servers on 8080 and up;
-# `ask ADDRESS PORT` is what that client is told. `settle` returns when systemd has nothing of ours left to do.
+# `ask ADDRESS PORT` is what that client is told. `hear FILE` writes the times of commits. `settle` returns when systemd
+# has nothing of ours left to do.
 FUNCTIONS = """
 ADDRESSES="192.0.2.1 2001:db8:1::1"
 plug() {
@@ -105,9 +107,10 @@ plug() {
     ip -n client addr add 192.0.2.100/24 dev eth0
     ip -n client addr add 2001:db8:1::100/64 dev eth0 nodad
     ip -n client link set eth0 up
-    PYTHON -I /box/peer.py serve 8080 8081 8082
+    $PYTHON -I /box/peer.py serve 8080 8081 8082
 }
-ask() { nsenter --net=/run/netns/client PYTHON -I /box/peer.py ask "$@"; }
+hear() { $PYTHON -I /box/peer.py hear "$@"; }
+ask() { nsenter --net=/run/netns/client $PYTHON -I /box/peer.py ask "$@"; }
 settle() { while systemctl list-jobs --no-legend | grep -q redirector; do :; done; }
 state() { systemctl show -P ActiveState "${1:-redirector.service}"; }
 """
@@ -125,12 +128,14 @@ def run(folder: Path, prepare: str, scenario: str) -> str:
     python, homes = _python()
     units = "".join(f"cat > etc/systemd/system/{name} <<'END'\n{text}END\n" for name, text in UNITS.items())
     (shared / "prepare").write_text(f"{units}{prepare}")
-    (shared / "scenario").write_text(FUNCTIONS.replace("PYTHON", python) + scenario)
+    (shared / "scenario").write_text(f"PYTHON={python}\n{FUNCTIONS}{scenario}")
     shutil.copy(Path(__file__).with_name("peer.py"), shared)
     for package in (redirector, click):
         source = Path(package.__file__ or "").parent
         shutil.copytree(source, shared / "packages" / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     os.mkfifo(shared / "end")
+    for name in ("out", "complaints"):
+        (shared / name).touch()
     cgroup = f"redirector-box-{os.getpid()}"
     namespaces = ["--pid", "--fork", "--kill-child", "--mount", "--propagation", "private", "--uts", "--ipc", "--net"]
     inside = ["sh", "-euc", OUTER, "sh", str(folder), cgroup, python, *homes]
@@ -145,15 +150,12 @@ def run(folder: Path, prepare: str, scenario: str) -> str:
         ready, _, _ = select.select([end, exited], [], [], PATIENCE)
         os.close(exited)
     finally:
-        process.kill()  # it ignores everything milder
-        process.wait()
+        _end(process)
         os.close(end)
         _forget_cgroup(folder, cgroup)
-    told = (folder / "console").read_text(errors="replace")
-    assert end in ready, f"the box did not come to its end: {told}"
-    complaints = (shared / "complaints").read_text(errors="replace")
-    if complaints:
-        sys.stderr.write(complaints)  # what pytest shows of a test that fails
+    for told in (folder / "console", shared / "complaints"):
+        sys.stderr.write(told.read_text(errors="replace"))  # what pytest shows of a test that fails
+    assert end in ready, f"the box did not come to its end; so far: {(shared / 'out').read_text()}"
     return (shared / "out").read_text()
 
 
@@ -164,6 +166,17 @@ def _python() -> tuple[str, list[str]]:
         if not subprocess.run([SYSTEM_PYTHON, "-I", "-c", code], check=False, capture_output=True).returncode:
             return SYSTEM_PYTHON, []
     return f"{sys.base_prefix}/bin/python{sys.version_info[0]}.{sys.version_info[1]}", [sys.base_prefix]
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End the box. Process 1 goes first, so that `unshare` reaps it: not every machine's own does."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        for child in children.read_text(encoding="ascii").split():
+            os.kill(int(child), signal.SIGKILL)  # it ignores everything milder
+        process.wait(10.0)
+    process.kill()
+    process.wait()
 
 
 def _forget_cgroup(folder: Path, name: str) -> None:
