@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 BIN = Path(sys.executable).parent
 TABLE = ("inet", "redirector")
-ELEMENT = re.compile(r'(?P<key>\w+ \. \d+) counter comment "[^"]*" : \d+')
+ELEMENT = re.compile(r'(?P<key>\w+ \. \d+) comment "[^"]*" : \d+')
 
 # Targets, from the requirements of the project.
 APPLY_MILLISECONDS = 150

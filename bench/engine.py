@@ -24,7 +24,7 @@ from redirector.backends.nftables.backend import NftablesBackend
 from redirector.backends.nftables.encode import Batch
 from redirector.compile import compile_ruleset
 from redirector.plan import make_plan
-from redirector.program import Program
+from redirector.program import PORTS, Program
 
 
 class Engine:
@@ -44,7 +44,7 @@ class Engine:
     def encode(self) -> dict[str, float]:
         def work() -> int:
             plan = make_plan(self._programs[0], None)
-            Batch(plan.steps, 1, 1, {}).committed()
+            Batch(plan.steps, 1, 1).committed()
             return entries(plan.desired)
 
         return timed(work)
@@ -60,14 +60,15 @@ class Engine:
 
     def _carry_out(self, desired: Program, observed: Program | None, genid: int) -> int:
         plan = make_plan(desired, observed)
-        self._backend.commit(plan.steps, genid, {})
+        self._backend.commit(plan.steps, genid)
         if self._backend.genid() != genid + 1:
             raise SystemExit("somebody else commits in this namespace")
         return entries(desired)
 
 
 def entries(program: Program | None) -> int:
-    return sum(len(found.entries) for found in program.maps.values()) if program else 0
+    """Ports that are redirected. Each has two elements in the kernel: its target, and its counter."""
+    return sum(len(found.entries) for found in program.maps.values() if found.kind == PORTS) if program else 0
 
 
 def timed(work: Callable[[], int]) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """The difference between two Programs, folded back into mappings: what people are told of a plan, and of drift. Pure.
 
-Two things can differ. *Entries* (ports and guards) carry the name of their mapping, and are told as its routes that go
-and come. The *frame* around them (chains, rules, verdict maps) follows from which maps there are; it is compared with
-the frame that `compile.skeleton` makes for the maps that were observed, so that what is told is damage, and never a
-mere consequence of mappings that come or go.
+Three things can differ. *Entries* (ports and guards) carry the name of their mapping, and are told as its routes that
+go and come. *Counting* is told in words, and only where it differs though the routes do not. The *frame* around them
+(chains, rules, verdict maps) follows from which maps there are; it is compared with the frame that `compile.skeleton`
+makes for the maps that were observed, so that what is told is damage, and never a mere consequence of mappings that
+come or go.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from redirector.compile import skeleton
 from redirector.errors import plural, printable
 from redirector.model import ARRIVING, Ports
 from redirector.program import (
-    COUNTED,
+    COUNTS,
+    GUARDS,
+    GUARDS_AT,
+    NAMED,
     PORTS,
+    VERDICTS,
     Entries,
     Foreign,
     Hook,
@@ -37,7 +42,8 @@ TABLE_DORMANT = 0x1  # NFT_TABLE_F_DORMANT, linux/netfilter/nf_tables.h
 class Change(NamedTuple):
     """What changes for one mapping (or, with `mapping` None, for the table): routes that go, and routes that come.
 
-    `serves` names the mappings behind a damaged part of the frame: their packets may go elsewhere.
+    `detail` tells in words what is not of routes: how a mapping is counted, or what is wrong with the table. `serves`
+    names the mappings behind a damaged part of the frame: their packets may go elsewhere.
     """
 
     action: str  # add, remove, change
@@ -75,7 +81,7 @@ def changes(desired: Program | None, observed: Program | None) -> Iterator[Chang
     for name in [*want.maps, *(n for n in have.maps if n not in want.maps)]:
         wanted, old = want.maps.get(name), have.maps.get(name)
         kind = (wanted or old or Map("", {})).kind
-        if kind not in COUNTED:
+        if kind not in NAMED:
             continue
         # A map of another kind in its place holds nothing that counts.
         before, after = old.entries if old and old.kind == kind else {}, wanted.entries if wanted else {}
@@ -86,13 +92,15 @@ def changes(desired: Program | None, observed: Program | None) -> Iterator[Chang
         kept.update(value[1] for key, value in after.items() if before.get(key) == value)
         _collect(gone, name, kind, {k: v for k, v in before.items() if after.get(k) != v})
         _collect(new, name, kind, {k: v for k, v in after.items() if before.get(k) != v})
-    for mapping in [*order, *(m for m in gone if m not in order)]:
-        if mapping not in new and mapping not in gone:
+    miscounted = _miscounted(want, have)
+    for mapping in order | dict.fromkeys((*gone, *miscounted)):
+        if mapping not in new and mapping not in gone and mapping not in miscounted:
             continue
         action = "change" if mapping in kept or (mapping in new and mapping in gone) else "add"
         if mapping not in new and mapping not in kept:
             action = "remove"
-        yield Change(action, mapping or None, tuple(gone.get(mapping, ())), tuple(new.get(mapping, ())))
+        detail = printable("; ".join(miscounted.get(mapping, ())))
+        yield Change(action, mapping or None, tuple(gone.get(mapping, ())), tuple(new.get(mapping, ())), detail)
     if desired is None and observed is not None:
         yield _told("remove", "the table and all that is in it")
     elif desired is not None and observed is None:
@@ -130,12 +138,52 @@ def _collect(into: dict[str, list[Route]], name: str, kind: str, entries: Entrie
             into.setdefault(mapping, []).append(Route(protocol_name(protocol), ports, targets, label, rewrite))
 
 
+def _entries(program: Program, name: str, kind: str) -> Entries:
+    """The entries of a map; none where it is missing or of another kind."""
+    found = program.maps.get(name)
+    return found.entries if found and found.kind == kind else {}
+
+
+def _miscounted(want: Program, have: Program) -> dict[str, list[str]]:
+    """What is wrong with the counting of ports of which the routes are as they should be, by mapping, in words."""
+    ports: dict[tuple[str, str, str], dict[int, tuple[Any, ...]]] = {}  # by mapping, words, and where they count
+    odd: dict[str, list[str]] = {}
+    for name in want.maps | have.maps:
+        leaf = naming.parse_count_map(name)
+        before, after = _entries(have, name, COUNTS), _entries(want, name, COUNTS)
+        if leaf is None or before == after:
+            continue
+        routes = naming.port_map(leaf)
+        old, new = _entries(have, routes, PORTS), _entries(want, routes, PORTS)
+        if not (old and new) and before.keys() == old.keys() and after.keys() == new.keys():
+            continue  # everything comes, or goes
+        for key in after | before:
+            was, wanted = before.get(key), after.get(key)
+            if was == wanted or old.get(key) != new.get(key):
+                continue
+            if not isinstance(key, int):  # only ever observed
+                odd.setdefault("", []).append(f"map {name} has an odd key {key}")
+                continue
+            words = "not counted" if was is None else f"counted by {', '.join(filter(None, (was[0], *was[2:])))}"
+            words += "" if wanted else " and not redirected"
+            mapping = naming.counted((wanted or was or ("",))[0])
+            ports.setdefault((mapping, words, naming.where(name)), {})[key] = (0, mapping)
+    for (mapping, words, where), found in ports.items():
+        ranges = [f"{protocol_name(protocol)} {some}" for _, protocol, some, _ in runs(found)]
+        shown = [*ranges[:5], *("…" for _ in ranges[5:6])]
+        odd.setdefault(mapping, []).append(" ".join(filter(None, (", ".join(shown), where, words))))
+    return odd
+
+
 def _table_changes(desired: Program, observed: Program) -> Iterator[Change]:
     """What is wrong with the frame that holds the observed mappings: chains, rules, verdict maps."""
     hook = desired.chains[naming.BASE_CHAINS[ARRIVING]].hook
-    contents = {name: m for name, m in observed.maps.items() if m.kind in COUNTED}
-    leaves = [wanted for wanted in map(naming.parse_port_map, contents) if wanted]
-    frame = skeleton(leaves, contents, hook.priority if hook else 0)
+    leaves = {naming.parse_port_map(name) or naming.parse_count_map(name): None for name in observed.maps}
+    kinds = {name: _guards_kind(name) for name in observed.maps if name in naming.GUARD_MAPS}
+    for leaf in filter(None, leaves):
+        kinds |= {naming.port_map(leaf): PORTS, naming.count_map(leaf): COUNTS}
+    contents = {name: Map(kind, _entries(observed, name, kind)) for name, kind in kinds.items()}
+    frame = skeleton(filter(None, leaves), contents, hook.priority if hook else 0)
     whole = Program(frame.chains, contents | frame.maps)
     if observed.flags != desired.flags:
         asleep = "the table is dormant: none of its rules act" if observed.flags & TABLE_DORMANT else ""
@@ -168,6 +216,12 @@ def _table_changes(desired: Program, observed: Program) -> Iterator[Change]:
         if name not in frame.chains:
             yield _told("remove", f"chain {name} is not ours")
     yield from _map_changes(whole, observed)
+    yield from _counter_changes(desired, observed)
+
+
+def _guards_kind(name: str) -> str:
+    family, by_address = naming.GUARD_MAPS[name]
+    return GUARDS_AT[family] if by_address else GUARDS
 
 
 def _map_changes(whole: Program, observed: Program) -> Iterator[Change]:
@@ -176,7 +230,7 @@ def _map_changes(whole: Program, observed: Program) -> Iterator[Change]:
         if was is None or was.kind != wanted.kind:
             fault = "is missing" if was is None else f"is of another kind ({was.kind})"
             yield _told("add" if was is None else "change", f"map {name} {fault}", _serves(whole, maps=[name]))
-        elif wanted.kind not in COUNTED and was.entries != wanted.entries:
+        elif wanted.kind in VERDICTS and was.entries != wanted.entries:
             for key, value in wanted.entries.items():
                 if was.entries.get(key) != value:
                     yield _told("add", f"map {name} does not lead {key} to {value[0]}", _serves(whole, [value[0]]))
@@ -184,12 +238,21 @@ def _map_changes(whole: Program, observed: Program) -> Iterator[Change]:
                 if key not in wanted.entries:
                     yield _told("remove", f"map {name} has an entry that is not ours: {key}")
     for name in observed.maps:
-        if name not in whole.maps or (observed.maps[name].kind in COUNTED and not _ours(name)):
+        if name not in whole.maps:
             yield _told("remove", f"map {name} is not ours")
 
 
-def _ours(name: str) -> bool:
-    return naming.parse_port_map(name) is not None or name in naming.GUARD_MAPS
+def _counter_changes(desired: Program, observed: Program) -> Iterator[Change]:
+    """Counters that are missing or too many, but for those that come and go with their mapping."""
+    if desired.counters == observed.counters:
+        return
+    held = {value[1] for m in observed.maps.values() if m.kind == PORTS for value in m.entries.values()}
+    for name in sorted(desired.counters ^ observed.counters):
+        there = naming.counted(name) in held
+        if name in desired.counters and there:
+            yield _told("add", f"counter {name} is missing", [naming.counted(name)])
+        elif name in observed.counters and not there:
+            yield _told("remove", f"counter {name} is not ours")
 
 
 def _serves(
@@ -206,8 +269,11 @@ def _serves(
             pending += [getattr(rule, "chain", "")]
         elif looked_up:
             name = looked_up.pop()
-            for value, mapping, *_ in program.maps[name].entries.values() if name in program.maps else ():
-                if mapping:
+            found_map = program.maps.get(name, Map("", {}))
+            for value, mapping, *_ in found_map.entries.values():
+                if found_map.kind == COUNTS:
+                    names[naming.counted(value or "")] = None
+                elif mapping:
                     names[mapping] = None
                 elif isinstance(value, str):
                     pending.append(value)
@@ -216,7 +282,7 @@ def _serves(
             if name in program.chains and name not in seen:
                 seen.add(name)
                 found += program.chains[name].rules
-    return sorted(names)
+    return sorted(filter(None, names))
 
 
 def _hook_text(hook: Hook | None) -> str:

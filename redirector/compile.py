@@ -13,7 +13,11 @@ Each step is one rule and one hash map of verdicts, whatever the number of netwo
 wildcards take a rule each); each leaf is one rule and one hash map of ports, whatever their number. No interval map
 is used anywhere: those refuse nesting and are slow to fill.
 
-A scope that counts for both sides alike shares its map of ports between the two trees; the counters are then shared.
+Beside each map of ports there is a map of the same keys which leads to counters, and a rule before the translating one
+that looks into it. There is one counter for each mapping, wherever its ports are: so its count outlives whatever
+becomes of them, and an element costs no memory for each CPU.
+
+A scope that counts for both sides alike shares its maps between the two trees.
 `exclusive` adds one filter chain at the input hook, after NAT, with sets of guarded target ports.
 """
 
@@ -26,11 +30,13 @@ from redirector.model import ARRIVING, FAMILIES, OWN, PROTOCOLS, SIDES, Mapping,
 from redirector.naming import PortMap
 from redirector.program import (
     ADDRESSES,
+    COUNTS,
     GUARDS,
     GUARDS_AT,
     INTERFACES,
     PORTS,
     Chain,
+    Count,
     Dispatch,
     Entries,
     Guard,
@@ -53,14 +59,18 @@ GUARD_PRIORITY = -10
 def compile_ruleset(ruleset: Ruleset) -> Program:
     """The one Program for a Ruleset; that of an empty one drains: base chains, and a rule that holds conntrack."""
     leaves = _leaves(ruleset.enabled)
-    maps = {naming.port_map(wanted): Map(PORTS, entries) for wanted, entries in leaves.items()}
+    maps: dict[str, Map] = {}
+    for wanted, (ports, counts) in leaves.items():
+        maps[naming.port_map(wanted)] = Map(PORTS, ports)
+        maps[naming.count_map(wanted)] = Map(COUNTS, counts)
     maps |= _guards(ruleset.enabled)
     frame = skeleton(leaves, maps, ruleset.settings.priority)
-    return Program(frame.chains, maps | frame.maps)
+    counters = frozenset(naming.counter(mapping.name) for mapping in ruleset.enabled)
+    return Program(frame.chains, maps | frame.maps, counters=counters)
 
 
 def skeleton(leaves: Iterable[PortMap], names: Iterable[str], priority: int) -> Program:
-    """The chains and verdict maps around maps of ports (`leaves`) and of guards (by their `names`, others are ignored).
+    """The chains and verdict maps around maps of ports and counts (`leaves`), and of guards (by their `names`).
 
     That the frame follows from these alone is what lets a damaged frame be told from mappings that come or go.
     """
@@ -84,29 +94,31 @@ def skeleton(leaves: Iterable[PortMap], names: Iterable[str], priority: int) -> 
     return Program(chains, maps)
 
 
-def _leaves(mappings: Iterable[Mapping]) -> dict[PortMap, Entries]:
-    """Every map of ports with its entries."""
-    leaves: dict[PortMap, Entries] = {}
+def _leaves(mappings: Iterable[Mapping]) -> dict[PortMap, tuple[Entries, Entries]]:
+    """Every map of ports with its entries, and those of its counting map."""
+    leaves: dict[PortMap, tuple[Entries, Entries]] = {}
     for mapping in mappings:
         sides: dict[Scope, str] = {}
         for side, scope in mapping.claims:
             sides[scope] = "" if scope in sides else side
         for scope, side in sides.items():
             family = "" if scope.family or mapping.family == "both" else mapping.family
-            entries = leaves.setdefault(PortMap(side, scope, family, mapping.rewrite), {})
+            entries, counts = leaves.setdefault(PortMap(side, scope, family, mapping.rewrite), ({}, {}))
             for protocol in mapping.protocol:
-                _fill(entries, mapping, PROTOCOLS[protocol])
+                _fill(entries, counts, mapping, PROTOCOLS[protocol])
     return leaves
 
 
-def _fill(entries: Entries, mapping: Mapping, protocol: int) -> None:
+def _fill(entries: Entries, counts: Entries, mapping: Mapping, protocol: int) -> None:
     base, name = port_key(protocol, 0), mapping.name
+    counter = (naming.counter(name), "")
     for ports in mapping.listen:
-        keys = range(base + ports.first, base + ports.last + 1)
+        keys = list(range(base + ports.first, base + ports.last + 1))  # the same numbers in both
         if mapping.shifted:
             entries.update((key, (port, name)) for key, port in zip(keys, range(mapping.to.first, 65536), strict=False))
         else:
             entries.update(dict.fromkeys(keys, (mapping.to.first, name)))
+        counts.update(dict.fromkeys(keys, counter))
 
 
 class _Tree:
@@ -135,6 +147,7 @@ class _Tree:
                     narrower.setdefault(here._replace(**{Scope._fields[part]: scope[part]}), []).append(scope)
             rules += self._dispatch(name, part, narrower)
         for wanted in sorted(self.leaves.get(here, ())):
+            rules.append(Count(wanted.family, naming.count_map(wanted)))
             rules.append(Translate(wanted.rewrite, wanted.family, naming.port_map(wanted)))
         self.chains[name] = Chain(None, tuple(rules))
         return name

@@ -1,4 +1,4 @@
-"""Names of our chains and maps: readable in `nft list`, free of nft's keywords, and parsed back to what they stand for.
+"""Names of our chains, maps and counters: readable in `nft list`, free of nft's keywords, parsed back to their meaning.
 
 nft's identifiers are a letter, then letters, digits and `/ - _ .`. Parts are joined by `_`; an IPv6 address has `-` for
 `:`; in an interface's name everything but letters, digits, `.` and `-` becomes `_` and two hexadecimal digits.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from redirector.model import REWRITES, Scope
+from redirector.model import Scope
 from redirector.records import NamedTuple
 
 TABLE = "redirector"
@@ -20,8 +20,13 @@ BASE_CHAINS = {"arriving": "prerouting", "own": "output"}  # side → base chain
 _PLAIN = r"[^A-Za-z0-9.-]"
 _PORT_MAP = (
     r"(?:(?P<side>arriving|own)_)?(?:from_(?P<source>[0-9a-f.-]+/[0-9]+)_)?(?:at_(?P<address>[0-9a-f.-]+)_)?"
-    r"(?:on_(?P<interface>(?:[A-Za-z0-9.-]|_[0-9a-f]{2})+)_)?(?P<what>ports|redirects)(?:_(?P<family>ipv[46]))?"
+    r"(?:on_(?P<interface>(?:[A-Za-z0-9.-]|_[0-9a-f]{2})+)_)?(?P<what>ports|redirects|counts|redirect-counts)"
+    r"(?:_(?P<family>ipv[46]))?"
 )
+# How a map of ports, and the counting map beside it, are called, by rewrite.
+_PORTS = {"port": "ports", "redirect": "redirects"}
+_COUNTS = {"port": "counts", "redirect": "redirect-counts"}
+_COUNTER = "taken_"  # before the mapping's name: a name may begin with a digit, an identifier of nft's may not
 
 
 class PortMap(NamedTuple):
@@ -55,25 +60,49 @@ def verdict_map(parent: str, what: str) -> str:
 
 
 def port_map(wanted: PortMap) -> str:
-    what = "ports" if wanted.rewrite == "port" else "redirects"
-    words = [wanted.side, *scope_words(wanted.scope), what, wanted.family]
-    return "_".join(word for word in words if word)
+    return _leaf(wanted, _PORTS)
+
+
+def count_map(wanted: PortMap) -> str:
+    """The counting map beside a map of ports."""
+    return _leaf(wanted, _COUNTS)
+
+
+def _leaf(wanted: PortMap, words: dict[str, str]) -> str:
+    parts = [wanted.side, *scope_words(wanted.scope), words[wanted.rewrite], wanted.family]
+    return "_".join(part for part in parts if part)
 
 
 def parse_port_map(name: str) -> PortMap | None:
     """Inverts `port_map`; None for other names."""
+    return _parse(name, _PORTS)
+
+
+def parse_count_map(name: str) -> PortMap | None:
+    """Inverts `count_map`; None for other names."""
+    return _parse(name, _COUNTS)
+
+
+def _parse(name: str, words: dict[str, str]) -> PortMap | None:
+    rewrites = {word: rewrite for rewrite, word in words.items()}
     if "_" not in name:  # compiling the pattern takes a millisecond, which most files have no use for
-        return _UNSCOPED.get(name)
+        return PortMap("", Scope(), "", rewrites[name]) if name in rewrites else None
     match = re.fullmatch(_PORT_MAP, name)
-    if not match:
+    if not match or match["what"] not in rewrites:
         return None
     interface = re.sub("_([0-9a-f]{2})", lambda c: chr(int(c[1], 16)), match["interface"] or "")
     scope = Scope((match["source"] or "").replace("-", ":"), (match["address"] or "").replace("-", ":"), interface)
-    rewrite = "port" if match["what"] == "ports" else "redirect"
-    return PortMap(match["side"] or "", scope, match["family"] or "", rewrite)
+    return PortMap(match["side"] or "", scope, match["family"] or "", rewrites[match["what"]])
 
 
-_UNSCOPED = {port_map(wanted): wanted for wanted in (PortMap("", Scope(), "", how) for how in REWRITES)}
+def counter(mapping: str) -> str:
+    """The counter of a mapping's connections."""
+    return _COUNTER + mapping
+
+
+def counted(name: str) -> str:
+    """Inverts `counter`; "" for a counter that is none of ours."""
+    return name[len(_COUNTER) :] if name.startswith(_COUNTER) else ""
 
 
 def guard_map(family: str, by_address: bool) -> str:
@@ -87,7 +116,7 @@ GUARD_MAPS = {guard_map(f, at): (f, at) for f, at in _GUARDS}
 
 def where(name: str) -> str:
     """In words, the packets that a map's entries count for."""
-    found = parse_port_map(name)
+    found = parse_port_map(name) or parse_count_map(name)
     if found:
         side = {"own": "for this host itself", "arriving": "for others only", "": ""}[found.side]
         if found.side == "arriving" and (found.scope.source or found.scope.interface):

@@ -117,8 +117,9 @@ def change_lines(change: Change, paint: Paint, width: int) -> Iterator[str]:
     sign, colour = SIGNS[change.action]
     name = (change.mapping or "(table)").ljust(width)
     gone, new = merged(change.gone), merged(change.new)
-    if not gone and not new:
+    if change.detail:
         yield f"{paint(sign, colour)} {name}  {change.detail}"
+    if not gone and not new:
         return
     if change.action == "change":
         if len(change.gone) == len(change.new) == 1 and change.gone[0]._replace(target=None) == change.new[0]._replace(
@@ -158,7 +159,8 @@ def plan_text(plan: Plan, paint: Paint, done: str = "") -> str:
 
 
 def _signed(change: Change) -> list[str]:
-    return [f"- {route}" for route in merged(change.gone)] + [f"+ {route}" for route in merged(change.new)]
+    routes = [f"- {route}" for route in merged(change.gone)] + [f"+ {route}" for route in merged(change.new)]
+    return [*routes, *filter(None, [change.detail])]
 
 
 def route_json(route: Route) -> dict[str, Any]:
@@ -178,7 +180,7 @@ def plan_json(plan: Plan, findings: Iterable[Finding] = ()) -> dict[str, Any]:
             {
                 "action": change.action,
                 "mapping": change.mapping,
-                "detail": change.detail or "; ".join(_signed(change)),
+                "detail": "; ".join(_signed(change)),
                 "removed": [route_json(route) for route in change.gone],
                 "added": [route_json(route) for route in change.new],
             }
@@ -210,7 +212,7 @@ STATES = {
 def drift_detail(drift: Drift) -> str:
     """What is wrong, in words."""
     lines = [f"has {route}" for route in merged(drift.extra)] + [f"lacks {route}" for route in merged(drift.missing)]
-    return "; ".join(lines) or drift.detail
+    return "; ".join([*lines, *filter(None, [drift.detail])])
 
 
 def pending_json(waiting: Pending | None) -> dict[str, Any] | None:

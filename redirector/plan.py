@@ -5,7 +5,8 @@ A Plan's `steps` are data: they can be stored, printed, sent by any backend, and
 `changes` folds the same difference back into mappings (module changes). An empty plan is falsy and sends nothing.
 
 Order of the steps, which the kernel checks reference by reference: rules go first (they hold maps and chains), then
-map entries, maps, chains; then the same upwards. A map or chain that is replaced is deleted and added under its name.
+map entries, maps, counters, chains; then the same upwards. A map or chain that is replaced is deleted and added under
+its name.
 """
 
 from __future__ import annotations
@@ -75,6 +76,14 @@ class DeleteEntries(NamedTuple):
     keys: tuple[Any, ...]
 
 
+class AddCounters(NamedTuple):
+    names: tuple[str, ...]
+
+
+class DeleteCounters(NamedTuple):
+    names: tuple[str, ...]
+
+
 Step = (
     AddTable
     | DeleteTable
@@ -86,6 +95,8 @@ Step = (
     | DeleteMap
     | AddEntries
     | DeleteEntries
+    | AddCounters
+    | DeleteCounters
 )
 
 
@@ -138,7 +149,8 @@ def _steps(desired: Program | None, observed: Program | None) -> Iterator[Step]:
 
 def _contents(desired: Program, observed: Program) -> Iterator[Step]:
     """The steps within the table: everything that goes, then everything that comes."""
-    remade = {name for name, old in observed.maps.items() if name in desired.maps and _unfit(old, desired.maps[name])}
+    updates = {n: _update(old, desired.maps[n]) for n, old in observed.maps.items() if n in desired.maps}
+    remade = {name for name, update in updates.items() if update is None}
     doomed = {name for name, old in observed.chains.items() if name not in desired.chains}
     rehooked = {n for n, c in observed.chains.items() if n in desired.chains and desired.chains[n].hook != c.hook}
     # A chain that jumps to a chain made anew, or looks into a map made anew, lets go of it first and takes it up again.
@@ -151,25 +163,27 @@ def _contents(desired: Program, observed: Program) -> Iterator[Step]:
     for name, chain in observed.chains.items():
         if chain.rules and (name in doomed or name in rewritten):
             yield FlushChain(name)
-    kept = {name: old for name, old in observed.maps.items() if name in desired.maps and name not in remade}
-    for name, old in kept.items():
-        # Values are compared as well: an entry that changes is deleted and added, both in this transaction.
-        stale = _unlike(old.entries, desired.maps[name].entries)
+    kept = {name: update for name, update in updates.items() if update is not None}
+    for name, (stale, _) in kept.items():
         if stale:
-            yield DeleteEntries(name, old.kind, tuple(stale))
+            yield DeleteEntries(name, desired.maps[name].kind, tuple(stale))
     for name in observed.maps:
         if name not in kept:
             yield DeleteMap(name)
+    if observed.counters - desired.counters:
+        yield DeleteCounters(tuple(sorted(observed.counters - desired.counters)))
     for name in sorted(doomed | rehooked):
         yield DeleteChain(name)
     for name, chain in desired.chains.items():
         if name not in observed.chains or name in rehooked:
             yield AddChain(name, chain.hook)
+    if desired.counters - observed.counters:
+        yield AddCounters(tuple(sorted(desired.counters - observed.counters)))
     for name, wanted in desired.maps.items():
         if name not in kept:
             yield AddMap(name, wanted.kind, capacity_for(len(wanted.entries)))
     for name, wanted in desired.maps.items():
-        missing = _unlike(wanted.entries, kept[name].entries if name in kept else {})
+        missing = kept[name][1] if name in kept else wanted.entries
         if missing:
             yield AddEntries(name, wanted.kind, missing)
     for name, chain in desired.chains.items():
@@ -177,18 +191,19 @@ def _contents(desired: Program, observed: Program) -> Iterator[Step]:
             yield AddRules(name, chain.rules)
 
 
-def _unlike(entries: Entries, others: Entries) -> Entries:
-    """The entries that `others` does not have, or has with another value."""
-    if not others:
-        return entries
-    return {} if entries == others else {k: value for k, value in entries.items() if others.get(k) != value}
-
-
-def _unfit(old: Map, wanted: Map) -> bool:
-    """Whether a map must be made anew: of another kind, too small, or with keys that cannot even be named."""
+def _update(old: Map, wanted: Map) -> tuple[Entries, Entries] | None:
+    """(entries to delete, entries to add) of a map that stays; one that changes is in both. None for a map that must be
+    made anew: of another kind, too small, or with keys that cannot even be named. Maps may be large: few passes."""
+    if old == wanted:
+        return {}, {}
     if old.kind != wanted.kind or 0 < old.capacity < len(wanted.entries):
-        return True
-    return old.entries != wanted.entries and any(value[0] is None for value in old.entries.values())
+        return None
+    before, after = old.entries, wanted.entries
+    missing = {key: value for key, value in after.items() if before.get(key) != value}
+    stale = {key: before[key] for key in missing if key in before}
+    if len(before) > len(after) - len(missing) + len(stale):
+        stale |= {key: value for key, value in before.items() if key not in after}
+    return (stale, missing) if all(value[0] is not None for value in stale.values()) else None
 
 
 def _uses(rules: Iterable[Rule], maps: set[str], chains: set[str]) -> bool:
@@ -215,13 +230,14 @@ def perform(program: Program | None, steps: Iterable[Step]) -> Program | None:
     maps = {name: Map(m.kind, dict(m.entries), m.capacity) for name, m in program.maps.items()} if program else {}
     flags = program.flags if program else 0
     strays = program.strays if program else ()
+    counters = set(program.counters) if program else set()
     exists = program is not None
     for step in steps:
         match step:
             case AddTable():
                 exists, flags = True, 0
             case DeleteTable():
-                chains, maps, flags, strays, exists = {}, {}, 0, (), False
+                chains, maps, flags, strays, counters, exists = {}, {}, 0, (), set(), False
             case AddChain(name, hook):
                 chains[name] = Chain(hook, ())
             case DeleteChain(name):
@@ -239,15 +255,21 @@ def perform(program: Program | None, steps: Iterable[Step]) -> Program | None:
             case DeleteEntries(name, _, keys):
                 for key in keys:
                     del maps[name].entries[key]
-    return Program(chains, maps, flags, strays) if exists else None
+            case AddCounters(names):
+                counters.update(names)
+            case DeleteCounters(names):
+                for name in names:
+                    counters.remove(name)
+    return Program(chains, maps, flags, strays, frozenset(counters)) if exists else None
 
 
 def program_digest(program: Program | None) -> str:
-    """SHA-256 (hex) of everything in a Program; capacities and counters are not part of it."""
+    """SHA-256 (hex) of everything in a Program; capacities are not part of it."""
     if program is None:
         return "absent"
     import hashlib
 
     chains = sorted((name, chain.hook, chain.rules) for name, chain in program.chains.items())
     maps = sorted((name, m.kind, sorted(map(repr, m.entries.items()))) for name, m in program.maps.items())
-    return hashlib.sha256(repr((chains, maps, program.flags, program.strays)).encode()).hexdigest()
+    rest = program.flags, program.strays, sorted(program.counters)
+    return hashlib.sha256(repr((chains, maps, rest)).encode()).hexdigest()

@@ -1,8 +1,9 @@
-"""What the kernel holds, as plain data: chains, rules, maps. Compiled from a Ruleset, or observed; one type for both.
+"""What the kernel holds, as plain data: chains, rules, maps, counters. Compiled or observed, it is one type for both.
 
 The words are nftables': a *base chain* sits at a hook, a *map* gives a value for a key, a *verdict* map a chain to jump
 to. Rules are symbolic and few; a backend writes each in its own form, and reads what it does not recognise as
-`Foreign`, so that drift is `desired != observed` and nothing else. Each map entry carries the name of its mapping.
+`Foreign`, so that drift is `desired != observed` and nothing else. Entries of ports and guards carry the name of their
+mapping. Each mapping has one counter, to which the entries of counting maps lead.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from typing import Any
 from redirector.model import PROTOCOLS, Ports
 from redirector.records import NamedTuple
 
-# Kinds of maps, by key; the first two are keyed by protocol and port, `port_key`.
+# Kinds of maps, by key; the first three are keyed by protocol and port, `port_key`.
 PORTS = "ports"  # → (target port, mapping)
+COUNTS = "counts"  # → (counter, "")
 GUARDS = "guards"  # set of (protocol, target port) → (0, mapping)
 GUARDS_AT = {"ipv4": "guards-ipv4", "ipv6": "guards-ipv6"}  # set of (address, port key) → (0, mapping)
 ADDRESSES = {"ipv4": "addresses-ipv4", "ipv6": "addresses-ipv6"}  # local address, or base of a network → (chain, "")
 INTERFACES = "interfaces"  # interface name → (chain, "")
 SETS = frozenset({GUARDS, *GUARDS_AT.values()})  # keys without data
-COUNTED = SETS | {PORTS}  # whose entries carry a counter and a comment
+NAMED = SETS | {PORTS}  # whose entries carry the name of their mapping, as a comment
+VERDICTS = frozenset({INTERFACES, *ADDRESSES.values()})  # whose data is a chain to jump to
 
 Entries = dict[Any, tuple[Any, str]]
 
@@ -60,6 +63,14 @@ class Jump(NamedTuple):
     chain: str
 
 
+class Count(NamedTuple):
+    """Count the packet with the counter that the map has for its port; a miss goes on. A nat chain sees a connection's
+    first packet only, and so this counts connections."""
+
+    family: str
+    map: str
+
+
 class Translate(NamedTuple):
     """Give the connection the port that the map has for it; a miss goes on. `rewrite` as in a mapping."""
 
@@ -93,7 +104,7 @@ class Foreign(NamedTuple):
     text: str
 
 
-Rule = LocalJump | Dispatch | Jump | Translate | Guard | Refuse | Keep | Foreign
+Rule = LocalJump | Dispatch | Jump | Count | Translate | Guard | Refuse | Keep | Foreign
 
 
 class Chain(NamedTuple):
@@ -122,12 +133,14 @@ class Map(NamedTuple):
 
 
 class Program(NamedTuple):
-    """One table. `flags` are the kernel's table flags; `strays` names objects in it that no compiled Program has."""
+    """One table. `flags` are the kernel's table flags; `strays` names objects in it that no compiled Program has;
+    `counters` are the names of its counters (what they have counted is no part of a Program)."""
 
     chains: dict[str, Chain]
     maps: dict[str, Map]
     flags: int = 0
     strays: tuple[str, ...] = ()
+    counters: frozenset[str] = frozenset()
 
 
 class Route(NamedTuple):
@@ -154,7 +167,7 @@ def protocol_name(number: int) -> str:
 
 def references(rule: Rule) -> str | None:
     """The map that a rule looks things up in."""
-    return rule.map if isinstance(rule, Dispatch | Translate | Guard) else None
+    return rule.map if isinstance(rule, Dispatch | Count | Translate | Guard) else None
 
 
 def runs(entries: dict[int, tuple[Any, ...]]) -> Iterator[tuple[str, int, Ports, Ports]]:

@@ -22,7 +22,7 @@ from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused
 from redirector.history import History, Record, Unreadable
 from redirector.journal import Entry
 from redirector.model import Ruleset
-from redirector.plan import AddMap, Plan, changed_udp_ports, make_plan, program_digest
+from redirector.plan import Plan, changed_udp_ports, make_plan, program_digest
 from redirector.program import Program
 from redirector.records import NamedTuple
 from redirector.store import Unsynced
@@ -215,7 +215,7 @@ def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> N
     """One transaction, and the proof that it happened. Raises Overtaken, Refused, OutcomeUnknown."""
     doubt = ""
     try:
-        backend.commit(plan.steps, snapshot.genid, _carried(plan, snapshot))
+        backend.commit(plan.steps, snapshot.genid)
     except (OutcomeDoubtful, OSError) as error:
         doubt = getattr(error, "strerror", None) or str(error) or "no answer"
     else:
@@ -251,19 +251,6 @@ def _after(genid: int) -> int:
     return (genid + 1) % GENID_LIMIT or 1
 
 
-def _carried(plan: Plan, snapshot: Snapshot) -> dict[str, dict[object, tuple[int, int]]]:
-    """Counters of entries that a map made anew takes over: same key, same value."""
-    if plan.desired is None or plan.observed is None:
-        return {}
-    carried = {}
-    remade = {step.name for step in plan.steps if isinstance(step, AddMap)}
-    for name, counted in snapshot.counters.items():
-        wanted, had = plan.desired.maps.get(name), plan.observed.maps.get(name)
-        if wanted and had and name in remade:
-            carried[name] = {k: v for k, v in counted.items() if wanted.entries.get(k) == had.entries.get(k)}
-    return carried
-
-
 def _undo(backend: Backend, before: Snapshot, reason: str) -> None:
     """Put the kernel back as `before` was. Always raises: RolledBack, or OutcomeUnknown where that failed too."""
     if before.foreign:
@@ -274,7 +261,7 @@ def _undo(backend: Backend, before: Snapshot, reason: str) -> None:
             plan = make_plan(before.program, now.program)
             if not plan:
                 raise RolledBack(f"{reason}; the redirects were put back as they were")
-            backend.commit(plan.steps, now.genid, {})
+            backend.commit(plan.steps, now.genid)
         except Overtaken:
             continue
         except (RedirectorError, OSError, OutcomeDoubtful) as error:

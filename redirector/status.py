@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from redirector.backends.base import Backend, Snapshot
 from redirector.changes import Change
 from redirector.history import History, Record, Unreadable
+from redirector.naming import counted
 from redirector.plan import make_plan
-from redirector.program import COUNTED, Route
+from redirector.program import Route
 from redirector.reconcile import desired_program
 from redirector.records import NamedTuple
 
@@ -16,9 +17,9 @@ from redirector.records import NamedTuple
 class Drift(NamedTuple):
     """One difference between the kernel and the last applied generation, in mappings where it can be told so.
 
-    `kind`: missing, extra or changed (of a mapping's routes), or structure (chains, rules, maps, the table), told in
-    `detail`. `extra` are routes that the kernel has and should not, `missing` those that it lacks. `serves` names the
-    mappings whose packets may go elsewhere because of it.
+    `kind`: missing, extra or changed (of a mapping's routes, or how they are counted), or structure (chains, rules,
+    maps, counters, the table). What is not of routes is told in `detail`. `extra` are routes that the kernel has and
+    should not, `missing` those that it lacks. `serves` names the mappings whose packets may go elsewhere because of it.
     """
 
     kind: str
@@ -90,19 +91,10 @@ def _elsewhere(backend: Backend, record: Record) -> str:
 def _drift(found: Change) -> Drift:
     kinds = {"add": "missing", "remove": "extra", "change": "changed"}
     # What apply would take away is extra, and what it would add is missing. Entries without a mapping's name have both.
-    kind = "structure" if found.detail else kinds[found.action]
+    kind = "structure" if found.detail and not found.mapping else kinds[found.action]
     return Drift(kind, found.mapping, found.detail, found.gone, found.new, found.serves)
 
 
 def count_connections(snapshot: Snapshot) -> dict[str, int]:
-    """Connections taken by each mapping, since its entries were loaded; guards do not count."""
-    totals: dict[str, int] = {}
-    if snapshot.program is None:
-        return totals
-    for name, found in snapshot.program.maps.items():
-        if found.kind not in COUNTED or name.startswith("guards"):
-            continue
-        counters = snapshot.counters.get(name, {})
-        for key, (_, mapping, *_) in found.entries.items():
-            totals[mapping] = totals.get(mapping, 0) + counters.get(key, (0, 0))[0]
-    return totals
+    """Connections taken by each mapping, since its counter was made or reset."""
+    return {counted(name): packets for name, (packets, _) in snapshot.counters.items() if counted(name)}

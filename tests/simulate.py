@@ -14,11 +14,13 @@ from redirector.decide import Decision, Packet
 from redirector.model import PROTOCOLS
 from redirector.plan import (
     AddChain,
+    AddCounters,
     AddEntries,
     AddMap,
     AddRules,
     AddTable,
     DeleteChain,
+    DeleteCounters,
     DeleteEntries,
     DeleteMap,
     DeleteTable,
@@ -27,13 +29,15 @@ from redirector.plan import (
 )
 from redirector.program import (
     ADDRESSES,
-    COUNTED,
+    COUNTS,
     GUARDS,
     GUARDS_AT,
     INTERFACES,
     PORTS,
     SETS,
+    VERDICTS,
     Chain,
+    Count,
     Dispatch,
     Guard,
     Jump,
@@ -53,30 +57,41 @@ PASS = ""
 
 def walk(program: Program, packet: Packet) -> Decision:
     """What becomes of the first packet of a connection to a local address, from its NAT hook to the input hook."""
+    return travel(program, packet)[0]
+
+
+def travel(program: Program, packet: Packet) -> tuple[Decision, list[str]]:
+    """As `walk`, and the counters that counted the packet, each time that they did."""
     assert program.flags == 0
+    counted: list[str] = []
     hook = "prerouting" if packet.interface else "output"
-    decision = _hook(program, "nat", hook, packet)
+    decision = _hook(program, "nat", hook, packet, counted)
     if decision is None:
         decision = Decision("pass", packet.port)
     # IPS_DST_NAT is set where the destination is another one afterwards. A "redirect" to the same port may change the
     # address or not: not is the case that is harder to get right.
     moved = decision.port != packet.port
-    return _hook(program, "filter", "input", packet._replace(port=decision.port), moved=moved) or decision
+    arrived = packet._replace(port=decision.port)
+    return _hook(program, "filter", "input", arrived, counted, moved=moved) or decision, counted
 
 
-def _hook(program: Program, kind: str, hook: str, packet: Packet, *, moved: bool = False) -> Decision | None:
+def _hook(
+    program: Program, kind: str, hook: str, packet: Packet, counted: list[str], *, moved: bool = False
+) -> Decision | None:
     """The verdict of the base chains at a hook, by priority; None: as it came."""
     bases = [chain for chain in program.chains.values() if chain.hook and (chain.hook[:2] == (kind, hook))]
     for chain in sorted(bases, key=lambda c: c.hook.priority if c.hook else 0):
         assert chain.hook is not None
         assert chain.hook.policy == "accept"
-        found = _chain(program, chain, packet, moved, 1)
+        found = _chain(program, chain, packet, counted, moved, 1)
         if found:
             return found
     return None
 
 
-def _chain(program: Program, chain: Chain, packet: Packet, moved: bool, depth: int) -> Decision | None:
+def _chain(
+    program: Program, chain: Chain, packet: Packet, counted: list[str], moved: bool, depth: int
+) -> Decision | None:
     assert depth <= DEPTH, "the kernel allows no deeper jumps"
     for rule in chain.rules:
         match rule:
@@ -86,6 +101,13 @@ def _chain(program: Program, chain: Chain, packet: Packet, moved: bool, depth: i
                 jump = _dispatch(program.maps[name], field, family, prefix, packet)
             case Jump(family, interface, target):
                 jump = target if family in ("", packet.family) and _arrived_on(interface, packet) else PASS
+            case Count(family, name):
+                assert program.maps[name].kind == COUNTS
+                value = program.maps[name].entries.get(PROTOCOLS[packet.protocol] << 16 | packet.port)
+                if value is not None and family in ("", packet.family):
+                    assert value[0] in program.counters
+                    counted.append(value[0])
+                continue
             case Translate(rewrite, family, name):
                 value = program.maps[name].entries.get(PROTOCOLS[packet.protocol] << 16 | packet.port)
                 if value is not None and family in ("", packet.family):
@@ -105,7 +127,7 @@ def _chain(program: Program, chain: Chain, packet: Packet, moved: bool, depth: i
                 raise AssertionError(f"no compiled Program has a rule {rule!r}")
         if jump:
             assert program.chains[jump].hook is None, "the kernel allows no jump to a base chain"
-            found = _chain(program, program.chains[jump], packet, moved, depth + 1)
+            found = _chain(program, program.chains[jump], packet, counted, moved, depth + 1)
             if found:
                 return found
     return None
@@ -158,15 +180,22 @@ class _State:
         self.maps = {n: Map(m.kind, dict(m.entries), m.capacity) for n, m in program.maps.items()} if program else {}
         self.flags = program.flags if program else 0
         self.strays = program.strays if program else ()
+        self.counters = set(program.counters) if program else set()
 
     def program(self) -> Program | None:
-        return Program(self.chains, self.maps, self.flags, self.strays) if self.exists else None
+        if not self.exists:
+            return None
+        return Program(self.chains, self.maps, self.flags, self.strays, frozenset(self.counters))
 
     def jumps_to(self, name: str) -> list[str]:
         """Where a jump to the chain still stands."""
         users = [n for n, c in self.chains.items() if any(getattr(r, "chain", None) == name for r in c.rules)]
-        verdicts = (n for n, m in self.maps.items() if m.kind not in COUNTED)
-        return users + [n for n in verdicts if any(value[0] == name for value in self.maps[n].entries.values())]
+        return users + self.led_to_by(VERDICTS, name)
+
+    def led_to_by(self, kinds: Iterable[str], name: str) -> list[str]:
+        """The maps of these kinds with an entry that leads to a chain, or to a counter."""
+        found = ((n, m.entries.values()) for n, m in self.maps.items() if m.kind in kinds)
+        return [n for n, values in found if any(value[0] == name for value in values)]
 
 
 def transact(program: Program | None, steps: Iterable[Step]) -> Program | None:
@@ -212,6 +241,15 @@ def _step(state: _State, step: Step) -> None:
             del state.maps[name]
         case AddEntries() | DeleteEntries():
             _entries(state, step)
+        case AddCounters(names):
+            if state.counters & set(names) or len(set(names)) != len(names):
+                raise Busy(f"some of the counters {names} exist")
+            state.counters |= set(names)
+        case DeleteCounters(names):
+            for name in names:
+                if name not in state.counters or state.led_to_by((COUNTS,), name):
+                    raise Busy(f"counter {name} is missing, or used by {state.led_to_by((COUNTS,), name)}")
+                state.counters.remove(name)
 
 
 def _chain_of(state: _State, name: str) -> Chain:
@@ -229,7 +267,7 @@ def _check_rule(state: _State, rule: Rule) -> None:
     if looked_up not in state.maps:
         raise Busy(f"no map {looked_up}")
     kind = state.maps[looked_up].kind
-    fits = {Translate: kind == PORTS, Guard: kind in SETS, Dispatch: kind in (INTERFACES, *ADDRESSES.values())}
+    fits = {Count: kind == COUNTS, Translate: kind == PORTS, Guard: kind in SETS, Dispatch: kind in VERDICTS}
     if not fits[type(rule)]:
         raise Busy(f"{rule} does not fit a map of {kind}")
 
@@ -249,6 +287,8 @@ def _entries(state: _State, step: AddEntries | DeleteEntries) -> None:
             raise Busy(f"{step.map} has {key} already")
         if found.capacity and len(found.entries) >= found.capacity:
             raise Busy(f"{step.map} is full")
-        if found.kind not in COUNTED and _chain_of(state, value[0]).hook is not None:
+        if found.kind == COUNTS and value[0] not in state.counters:
+            raise Busy(f"no counter {value[0]}")
+        if found.kind in VERDICTS and _chain_of(state, value[0]).hook is not None:
             raise Busy(f"an entry that jumps to the base chain {value[0]}")
         found.entries[key] = value

@@ -12,16 +12,20 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from redirector import naming
 from redirector.compile import compile_ruleset
 from redirector.decide import Packet, within
 from redirector.model import BACKENDS, PROTOCOLS, REWRITES, Mapping, Ports, Ruleset, Settings, ruleset_problems
 from redirector.program import (
     ADDRESSES,
+    COUNTS,
     GUARDS,
     GUARDS_AT,
     INTERFACES,
     PORTS,
+    VERDICTS,
     Chain,
+    Count,
     Dispatch,
     Foreign,
     Guard,
@@ -220,7 +224,7 @@ def programs() -> st.SearchStrategy[Program]:
     return rulesets().map(compile_ruleset)
 
 
-map_names = st.sampled_from(("ports", "arriving_addresses_ipv4", "guards_ipv6_at"))
+map_names = st.sampled_from(("ports", "counts", "arriving_addresses_ipv4", "guards_ipv6_at"))
 chain_names = st.sampled_from(("arriving", "own_at_fd00--1", "refuse", "prerouting"))
 families = st.sampled_from(("", "ipv4", "ipv6"))
 
@@ -249,6 +253,7 @@ def rules() -> st.SearchStrategy[Rule]:
         st.builds(LocalJump, chain_names),
         _dispatches(),
         st.builds(Jump, families, interfaces, chain_names),
+        st.builds(Count, families, map_names),
         st.builds(Translate, st.sampled_from(REWRITES), families, map_names),
         _guards(),
         st.builds(Refuse, st.sampled_from(("reset", "unreachable"))),
@@ -261,6 +266,7 @@ _local = {"ipv4": st.sampled_from(LOCAL_V4), "ipv6": st.sampled_from(LOCAL_V6)}
 # Keys as the codec meets them, by kind of map.
 KEYS: dict[str, st.SearchStrategy[object]] = {
     PORTS: _port_keys,
+    COUNTS: _port_keys,
     GUARDS: _port_keys,
     GUARDS_AT["ipv4"]: st.tuples(_local["ipv4"], _port_keys),
     GUARDS_AT["ipv6"]: st.tuples(_local["ipv6"], _port_keys),
@@ -269,10 +275,10 @@ KEYS: dict[str, st.SearchStrategy[object]] = {
     INTERFACES: st.sampled_from(("lo", "eth0", "fifteen-letters")),
 }
 
-Blow = Callable[[st.DrawFn, dict[str, Chain], dict[str, Map]], None]
+Blow = Callable[[st.DrawFn, dict[str, Chain], dict[str, Map], set[str]], None]
 
 
-def _hit_rules(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) -> None:
+def _hit_rules(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map], counters: set[str]) -> None:
     """Rules of one chain removed, added, doubled or in another order."""
     name = draw(st.sampled_from(sorted(chains)))
     found = list(chains[name].rules)
@@ -294,7 +300,7 @@ def _hit_rules(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) 
     chains[name] = chains[name]._replace(rules=tuple(found))
 
 
-def _hit_chain(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) -> None:
+def _hit_chain(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map], counters: set[str]) -> None:
     """A chain deleted, added, or attached elsewhere."""
     name = draw(st.sampled_from(sorted(chains)))
     hook = chains[name].hook
@@ -316,13 +322,15 @@ def _hit_chain(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) 
             chains[name] = chains[name]._replace(hook=Hook("nat", "prerouting", -50))
 
 
-def _hit_map(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) -> None:
+def _hit_map(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map], counters: set[str]) -> None:
     """A map deleted, added, of another kind or too small."""
     what = draw(st.sampled_from(("delete", "add", "kind", "foreign kind", "small")))
     if what == "add" or not maps:
-        kind = draw(st.sampled_from((PORTS, GUARDS, INTERFACES, "foreign: key type 0x7")))
+        kind = draw(st.sampled_from((PORTS, COUNTS, GUARDS, INTERFACES, "foreign: key type 0x7")))
         entries = {port_key(6, 99): (98, "stranger")} if kind == PORTS else {}
-        name = draw(st.sampled_from(("mine", "arriving_on_zzz_ports", "guards_ipv4", "own_interfaces")))
+        name = draw(
+            st.sampled_from(("mine", "arriving_on_zzz_ports", "counts", "own_counts", "guards_ipv4", "own_interfaces"))
+        )
         maps[name] = Map(kind, entries)
         return
     name = draw(st.sampled_from(sorted(maps)))
@@ -334,7 +342,7 @@ def _hit_map(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) ->
         maps[name] = Map(PORTS if what == "kind" else "foreign: key type 0x7", {})
 
 
-def _hit_entries(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]) -> None:
+def _hit_entries(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map], counters: set[str]) -> None:
     """One entry removed, added or changed."""
     if not maps:
         return
@@ -343,29 +351,39 @@ def _hit_entries(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]
     if kind not in KEYS:
         return
     key = draw(st.sampled_from(list(entries))) if entries else None
-    verdicts = kind in (INTERFACES, *ADDRESSES.values())
+    verdicts, nameless = kind in VERDICTS, kind in VERDICTS or kind == COUNTS
+    # What an entry leads to: a chain, a counter, or a number.
+    targets = sorted(chains if verdicts else counters) if nameless else [0, 8080, 65535]
     match draw(st.sampled_from(("remove", "add", "value", "mapping", "odd", "odd key"))):
         case "remove" if key is not None:
             del entries[key]
         case "value" if key is not None and verdicts and draw(st.booleans()):
             entries[key] = (None, "", "no jump")  # type: ignore[assignment]  # a verdict such as drop
-        case "value" if key is not None:
-            value = draw(st.sampled_from(sorted(chains))) if verdicts else draw(st.integers(0, 65535))
-            entries[key] = (value, entries[key][1])
-        case "mapping" if key is not None and not verdicts:
+        case "value" if key is not None and targets:
+            entries[key] = (draw(st.sampled_from(targets)), entries[key][1])
+        case "mapping" if key is not None and not nameless:
             entries[key] = (entries[key][0], draw(st.sampled_from(("", "stranger", "web-1"))))
         case "odd key":
             entries["0600"] = (None, "", "an odd key")  # type: ignore[assignment]
         case "odd" if key is not None:
-            entries[key] = (*entries[key][:2], "no counter")  # type: ignore[assignment]  # as decode tells it
-        case _:
-            value = draw(st.sampled_from(sorted(chains))) if verdicts else draw(st.sampled_from((0, 8080)))
-            entries[draw(KEYS[kind])] = (value, "" if verdicts else "stranger")
+            entries[key] = (*entries[key][:2], "attribute 4")  # type: ignore[assignment]  # as decode tells it
+        case _ if targets:
+            entries[draw(KEYS[kind])] = (draw(st.sampled_from(targets)), "" if nameless else "stranger")
     capacity = maps[name].capacity
     maps[name] = Map(kind, entries, capacity and max(capacity, len(entries)))
 
 
-def _consistent(chains: dict[str, Chain], maps: dict[str, Map]) -> tuple[dict[str, Chain], dict[str, Map]]:
+def _hit_counters(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map], counters: set[str]) -> None:
+    """A counter deleted, with the entries that lead to it; or one added."""
+    if draw(st.booleans()) and counters:
+        counters.remove(draw(st.sampled_from(sorted(counters))))
+    else:
+        counters.add(draw(st.sampled_from(("mine", "\udcff\n", naming.counter("stranger"), naming.counter("web-0")))))
+
+
+def _consistent(
+    chains: dict[str, Chain], maps: dict[str, Map], counters: set[str]
+) -> tuple[dict[str, Chain], dict[str, Map]]:
     """Without what leads nowhere, or to a base chain: the kernel holds no such thing."""
     plain = {name for name, chain in chains.items() if chain.hook is None}
 
@@ -374,8 +392,9 @@ def _consistent(chains: dict[str, Chain], maps: dict[str, Map]) -> tuple[dict[st
         return (target is None or target in plain) and (looked_up is None or looked_up in maps)
 
     for name, found in maps.items():
-        if found.kind in (INTERFACES, *ADDRESSES.values()):
-            kept = {key: value for key, value in found.entries.items() if value[0] is None or value[0] in plain}
+        if found.kind in VERDICTS or found.kind == COUNTS:
+            there = plain if found.kind in VERDICTS else counters
+            kept = {key: value for key, value in found.entries.items() if value[0] is None or value[0] in there}
             maps[name] = Map(found.kind, kept, found.capacity)
     return {n: Chain(c.hook, tuple(r for r in c.rules if stands(r))) for n, c in chains.items()}, maps
 
@@ -383,11 +402,11 @@ def _consistent(chains: dict[str, Chain], maps: dict[str, Map]) -> tuple[dict[st
 @st.composite
 def damaged(draw: st.DrawFn, program: Program) -> Program:
     """`program` after somebody worked on it with `nft`: something that the kernel could hold. Not always different."""
-    chains, maps = dict(program.chains), dict(program.maps)
-    blows: tuple[Blow, ...] = (_hit_rules, _hit_chain, _hit_map, _hit_entries)
+    chains, maps, counters = dict(program.chains), dict(program.maps), set(program.counters)
+    blows: tuple[Blow, ...] = (_hit_rules, _hit_chain, _hit_map, _hit_entries, _hit_counters)
     for blow in draw(st.lists(st.sampled_from(blows), max_size=4)):
         if chains:
-            blow(draw, chains, maps)
+            blow(draw, chains, maps, counters)
     flags = draw(st.sampled_from((0, 0, 0, 1)))
     strays = draw(st.sampled_from(((), (), (), ("object quota",))))
-    return Program(*_consistent(chains, maps), flags, strays)
+    return Program(*_consistent(chains, maps, counters), flags, strays, frozenset(counters))

@@ -4,14 +4,18 @@ from itertools import permutations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from redirector.changes import Change, describe
+from redirector.changes import Change, changes, describe
 from redirector.compile import compile_ruleset
 from redirector.model import Mapping, Ports, Ruleset, Settings
 from redirector.plan import AddEntries, DeleteEntries, make_plan
 from redirector.program import (
+    COUNTS,
     PORTS,
     Chain,
+    Count,
     Foreign,
     Guard,
     Hook,
@@ -24,7 +28,7 @@ from redirector.program import (
     port_key,
 )
 from tests.simulate import transact
-from tests.strategies import mapping, rebuilt
+from tests.strategies import damaged, mapping, programs, quick, rebuilt
 
 WEB = mapping("web", "80", "8080")
 VOICE = mapping("voice", "5000-5009", "6000-6009", protocol=("udp",))
@@ -40,14 +44,14 @@ def told(desired: Program | None, observed: Program | None) -> list[str]:
 
 
 def damage(program: Program, **changed: Any) -> Program:
-    """The program with other chains or maps; None takes one away."""
+    """The program with other chains or maps; None takes one away. Its counters stay."""
     chains, maps = dict(program.chains), dict(program.maps)
     for name, value in changed.items():
         where: dict[str, Any] = maps if isinstance(value, Map) or (value is None and name in maps) else chains
         where.pop(name, None)
         if value is not None:
             where[name] = value
-    return Program(chains, maps)
+    return Program(chains, maps, counters=program.counters)
 
 
 BASE = compiled(WEB, mapping("lan", "81", "8090", source=("10.0.0.0/8",)))
@@ -69,6 +73,21 @@ BY_SOURCE = BASE.maps["arriving_sources_ipv4_8"]
         (damage(BASE, own=Chain(None, (*BASE.chains["own"].rules, Foreign("drop")))), "a rule that is not ours: drop"),
         (damage(BASE, own=Chain(None, BASE.chains["own"].rules * 2)), "in another order or twice (serves web)"),
         (damage(BASE, arriving=Chain(None, BASE.chains["arriving"].rules[::-1])), "in another order or twice"),
+        (
+            damage(BASE, own=Chain(None, BASE.chains["own"].rules[1:])),
+            "chain own lacks a rule: count map counts (serves web)",
+        ),
+        (
+            damage(BASE, own=Chain(None, ()), counts=Map(COUNTS, {"06": (None, "", "an odd key")})),  # type: ignore[dict-item]
+            "chain own lacks a rule: count map counts",
+        ),
+        (damage(BASE, counts=None), "map counts is missing"),
+        (damage(BASE, counts=Map(PORTS, {})), "map counts is of another kind (ports)"),
+        (damage(BASE, ports=Map("foreign: key type 0x7", {})), "map ports is of another kind (foreign: key type 0x7)"),
+        (damage(BASE, own_counts=Map(COUNTS, {})), "chain own lacks a rule: count map own_counts"),
+        (BASE._replace(counters=BASE.counters | {"mine"}), "counter mine is not ours"),
+        (BASE._replace(counters=BASE.counters | {"taken_gone"}), "counter taken_gone is not ours"),
+        (BASE._replace(counters=frozenset({"taken_lan"})), "counter taken_web is missing (serves web)"),
         (damage(BASE, mine=Chain(None, ())), "chain mine is not ours"),
         (damage(BASE, mine=Map("foreign: key type 0x7", {})), "map mine is not ours"),
         (damage(BASE, arriving_sources_ipv4_8=None), "map arriving_sources_ipv4_8 is missing (serves lan)"),
@@ -130,9 +149,87 @@ def test_entries_of_no_mapping_are_told_as_well() -> None:
     )
 
 
+TCP_80, TCP_81 = port_key(6, 80), port_key(6, 81)
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({}, [("change", "web", "tcp 80-81 not counted")]),
+        ({TCP_80: ("taken_web", "")}, [("change", "web", "tcp 81 not counted")]),
+        (
+            {TCP_80: ("taken_voice", ""), TCP_81: ("taken_web", "")},
+            [("change", "web", "tcp 80 counted by taken_voice")],
+        ),
+        (
+            {TCP_80: ("taken_web", "", "attribute 4"), TCP_81: ("taken_web", "")},
+            [("change", "web", "tcp 80 counted by taken_web, attribute 4")],
+        ),
+        (
+            {TCP_80: ("mine\n", ""), TCP_81: ("taken_web", "")},
+            [("change", "web", "tcp 80 counted by mine\\n")],
+        ),
+    ],
+)
+def test_what_is_not_counted_is_told_by_mapping(entries: Any, expected: list[tuple[str, str, str]]) -> None:
+    desired = compiled(rebuilt(WEB, listen=(Ports(80, 81),)), VOICE)
+    kept = {key: value for key, value in desired.maps["counts"].entries.items() if key not in (TCP_80, TCP_81)}
+    plan = make_plan(desired, damage(desired, counts=Map(COUNTS, kept | entries)))
+    assert [(c.action, c.mapping, c.detail) for c in plan.changes] == expected
+    assert all(isinstance(step, AddEntries | DeleteEntries) and step.map == "counts" for step in plan.steps)
+
+
+def test_what_is_counted_and_not_redirected_is_told() -> None:
+    desired = compiled(WEB)
+    for counter, action, name in (
+        ("taken_web", "change", "web"),
+        ("taken_gone", "remove", "gone"),
+        ("mine", "remove", None),
+    ):
+        counts = Map(COUNTS, desired.maps["counts"].entries | {port_key(17, 7): (counter, "")})
+        found = make_plan(desired, damage(desired, counts=counts)).changes
+        assert found == (Change(action, name, detail=f"udp 7 counted by {counter} and not redirected"),)
+    odd: Any = {"0600": (None, "", "an odd key")}
+    counts = Map(COUNTS, desired.maps["counts"].entries | odd)
+    assert make_plan(desired, damage(desired, counts=counts)).changes == (
+        Change("remove", None, detail="map counts has an odd key 0600"),
+    )
+
+
+def test_counting_that_comes_and_goes_with_its_routes_is_not_told() -> None:
+    wide = rebuilt(WEB, listen=(Ports(80, 89),))
+    renamed, moved = rebuilt(WEB, name="www"), rebuilt(WEB, source=("10.0.0.0/8",), local=False)
+    programs = [compiled(*some) for some in ((), (WEB,), (VOICE,), (WEB, VOICE), (wide,), (renamed,), (moved,))]
+    for desired, observed in permutations((*programs, None), 2):
+        found = make_plan(desired, observed).changes
+        assert not [change for change in found if change.mapping and change.detail]
+        assert not any("count" in change.detail for change in found)
+
+
+def test_routes_and_counting_of_one_mapping_are_one_change() -> None:
+    desired = compiled(rebuilt(WEB, listen=(Ports(80, 81),)))
+    observed = damage(
+        desired, counts=Map(COUNTS, {TCP_80: ("taken_web", "")}), ports=Map(PORTS, {TCP_81: (8080, "web")})
+    )
+    route = Route("tcp", Ports(80, 80), Ports(8080, 8080))
+    assert make_plan(desired, observed).changes == (Change("change", "web", (), (route,), "tcp 81 not counted"),)
+
+
+@quick
+@given(st.data())
+def test_every_damage_to_counting_is_told_as_such(data: st.DataObject) -> None:
+    """Not only as a table that differs."""
+    desired = data.draw(programs())
+    observed = data.draw(damaged(desired))
+    same = {name: found for name, found in desired.maps.items() if found.kind != COUNTS}
+    counts = {name: found for name, found in observed.maps.items() if found.kind == COUNTS}
+    only = Program(desired.chains, same | counts, counters=observed.counters)
+    assert bool(list(changes(desired, only))) == (desired != only)
+
+
 def test_odd_entries_are_told_and_healed() -> None:
     observed = compiled(WEB)
-    observed.maps["ports"].entries[port_key(6, 80)] = (8080, "web", "no counter")  # type: ignore[assignment]
+    observed.maps["ports"].entries[port_key(6, 80)] = (8080, "web", "attribute 7")  # type: ignore[assignment]
     plan = make_plan(compiled(WEB), observed)
     assert plan.changes != ()
     assert transact(observed, plan.steps) == compiled(WEB)
@@ -166,6 +263,7 @@ def test_another_priority_is_a_change_without_mappings() -> None:
 
 def test_rules_in_words() -> None:
     assert describe(LocalJump("arriving")) == "localjump chain arriving"
+    assert describe(Count("ipv4", "counts_ipv4")) == "count family ipv4, map counts_ipv4"
     assert describe(Translate("port", "", "ports")) == "translate rewrite port, map ports"
     assert describe(Guard("ipv4", True, "guards_ipv4_at", "refuse")).startswith("guard family ipv4, at True")
     assert describe(Keep()) == "keep"

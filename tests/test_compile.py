@@ -1,5 +1,6 @@
 """The rules engine: what a Ruleset becomes, and what it costs."""
 
+from collections import Counter
 from random import Random
 from typing import Any
 
@@ -12,12 +13,15 @@ from redirector.compile import GUARD_PRIORITY, compile_ruleset, skeleton
 from redirector.model import Mapping, Ruleset, Scope, Settings
 from redirector.program import (
     ADDRESSES,
-    COUNTED,
+    COUNTS,
     GUARDS,
     INTERFACES,
+    NAMED,
     PORTS,
     SETS,
+    VERDICTS,
     Chain,
+    Count,
     Dispatch,
     Guard,
     Hook,
@@ -40,15 +44,20 @@ def rule_count(program: Program) -> int:
 
 def test_one_plain_mapping() -> None:
     program = compile_ruleset(Ruleset((mapping("web", "80", "8080", protocol=("tcp", "udp")),)))
-    ports = Translate("port", "", "ports")
+    leaf = (Count("", "counts"), Translate("port", "", "ports"))
+    web = ("taken_web", "")
     assert program == Program(
         chains={
             "prerouting": Chain(Hook("nat", "prerouting", -110), (LocalJump("arriving"),)),
-            "arriving": Chain(None, (ports,)),
+            "arriving": Chain(None, leaf),
             "output": Chain(Hook("nat", "output", -110), (LocalJump("own"),)),
-            "own": Chain(None, (ports,)),
+            "own": Chain(None, leaf),
         },
-        maps={"ports": Map(PORTS, {port_key(6, 80): (8080, "web"), port_key(17, 80): (8080, "web")})},
+        maps={
+            "ports": Map(PORTS, {port_key(6, 80): (8080, "web"), port_key(17, 80): (8080, "web")}),
+            "counts": Map(COUNTS, {port_key(6, 80): web, port_key(17, 80): web}),
+        },
+        counters=frozenset({"taken_web"}),
     )
 
 
@@ -82,13 +91,14 @@ def test_every_part_of_a_scope_is_one_step_of_the_tree() -> None:
         by_address: Map(ADDRESSES["ipv4"], {"192.0.2.1": ("arriving_from_10.0.0.0/8_at_192.0.2.1", "")}),
         by_interface: Map(INTERFACES, {"eth0": (leaf, "")}),
         f"{leaf}_ports": Map(PORTS, {port_key(6, 1): (2, "a")}),
+        f"{leaf}_counts": Map(COUNTS, {port_key(6, 1): ("taken_a", "")}),
     }
     assert {name: chain.rules for name, chain in program.chains.items()} == {
         "prerouting": (LocalJump("arriving"),),
         "arriving": (Dispatch("source", "ipv4", 8, by_source),),
         "arriving_from_10.0.0.0/8": (Dispatch("address", "ipv4", 0, by_address),),
         "arriving_from_10.0.0.0/8_at_192.0.2.1": (Dispatch("interface", "", 0, by_interface),),
-        leaf: (Translate("port", "", f"{leaf}_ports"),),
+        leaf: (Count("", f"{leaf}_counts"), Translate("port", "", f"{leaf}_ports")),
         "output": (),
     }
 
@@ -125,13 +135,19 @@ def test_families_and_rewrites_have_maps_of_their_own() -> None:
         )
     )
     program = compile_ruleset(ruleset)
-    assert {name: [value[1] for value in found.entries.values()] for name, found in program.maps.items()} == {
-        "ports": ["both"],
-        "ports_ipv4": ["four"],
-        "redirects_ipv6": ["six"],
-        "arriving_ports": ["others"],
+    assert {name: list(found.entries.values()) for name, found in program.maps.items()} == {
+        "ports": [(9, "both")],
+        "counts": [("taken_both", "")],
+        "ports_ipv4": [(9, "four")],
+        "counts_ipv4": [("taken_four", "")],
+        "redirects_ipv6": [(9, "six")],
+        "redirect-counts_ipv6": [("taken_six", "")],
+        "arriving_ports": [(9, "others")],
+        "arriving_counts": [("taken_others", "")],
     }
-    assert Translate("redirect", "ipv6", "redirects_ipv6") in program.chains["own"].rules
+    found = program.chains["own"].rules
+    at = found.index(Translate("redirect", "ipv6", "redirects_ipv6"))
+    assert found[at - 1] == Count("ipv6", "redirect-counts_ipv6")
     assert Translate("port", "", "arriving_ports") not in program.chains["own"].rules
 
 
@@ -179,7 +195,7 @@ def test_references_lead_somewhere(ruleset: Ruleset) -> None:
     rules = [rule for chain in program.chains.values() for rule in chain.rules]
     jumps = {rule.chain for rule in rules if isinstance(rule, LocalJump | Jump | Guard)}
     looked_up = {references(rule) for rule in rules} - {None}
-    verdicts = [found for found in program.maps.values() if found.kind not in COUNTED]
+    verdicts = [found for found in program.maps.values() if found.kind in VERDICTS]
     jumps |= {value[0] for found in verdicts for value in found.entries.values()}
     assert looked_up == set(program.maps)
     assert jumps == {name for name, chain in program.chains.items() if chain.hook is None}
@@ -194,6 +210,9 @@ def test_every_element_is_in_the_program_and_no_more(ruleset: Ruleset) -> None:
     ports = sum(len(found.entries) for found in program.maps.values() if found.kind == PORTS)
     unguarded = [rebuilt(m, exclusive=False) for m in ruleset.enabled]
     assert ports == sum(m.elements for m in unguarded)
+    counted = [value[0] for found in program.maps.values() if found.kind == COUNTS for value in found.entries.values()]
+    assert Counter(counted) == Counter({naming.counter(m.name): m.elements for m in unguarded})
+    assert program.counters == set(counted)
     guards = sum(len(found.entries) for found in program.maps.values() if found.kind in SETS)
     assert guards <= sum(m.elements - plain.elements for m, plain in zip(ruleset.enabled, unguarded, strict=True)) * 2
 
@@ -202,11 +221,11 @@ def test_every_element_is_in_the_program_and_no_more(ruleset: Ruleset) -> None:
 @given(rulesets())
 def test_the_frame_follows_from_the_names_alone(ruleset: Ruleset) -> None:
     program = compile_ruleset(ruleset)
-    contents = {name: found for name, found in program.maps.items() if found.kind in COUNTED}
+    contents = {name: found for name, found in program.maps.items() if found.kind in NAMED or found.kind == COUNTS}
     leaves = [found for found in map(naming.parse_port_map, contents) if found]
     frame = skeleton(leaves, contents, ruleset.settings.priority)
     assert frame == Program(program.chains, {n: m for n, m in program.maps.items() if n not in contents})
-    assert all(m.kind in (PORTS, GUARDS) or "at" in n for n, m in contents.items())
+    assert all(m.kind in (PORTS, COUNTS, GUARDS) or "at" in n for n, m in contents.items())
 
 
 @quick
@@ -255,14 +274,14 @@ def test_rules_do_not_grow_with_networks_of_one_length_nor_addresses_nor_interfa
         few, many = (compile_ruleset(Ruleset((mapping(**scope),))) for scope in more)
         assert len(few.chains["arriving"].rules) == len(many.chains["arriving"].rules) == 1
         own = 2 if key == "address" else 1  # sides that have a tree
-        assert rule_count(many) - rule_count(few) == own * 98
+        assert rule_count(many) - rule_count(few) == 2 * own * 98  # a leaf has a counting rule and a translating one
 
 
 @quick
 @given(rulesets())
 def test_names_are_ones_that_nft_takes_and_the_kernel_holds(ruleset: Ruleset) -> None:
     program = compile_ruleset(ruleset)
-    for name in [*program.chains, *program.maps]:
+    for name in [*program.chains, *program.maps, *program.counters]:
         assert name[0].isalpha()
         assert all((c.isalnum() and c.isascii()) or c in "/-_." for c in name)
         assert len(name) < 256  # NFT_NAME_MAXLEN, linux/netfilter/nf_tables.h

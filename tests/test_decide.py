@@ -6,10 +6,11 @@ import pytest
 from hypothesis import event, given, note, settings
 from hypothesis import strategies as st
 
+from redirector import naming
 from redirector.compile import compile_ruleset
 from redirector.decide import Decision, Packet, covers, decide, within
 from redirector.model import Mapping, Ruleset, Scope
-from tests.simulate import walk
+from tests.simulate import travel, walk
 from tests.strategies import ARRIVING_ON, CLIENTS_V4, CLIENTS_V6, LOCAL_V4, LOCAL_V6, mapping, packets, rulesets
 
 OUTSIDE = Packet("eth0", "203.0.113.9", "192.0.2.7", "tcp", 80)
@@ -254,7 +255,8 @@ def test_the_program_does_what_decide_says(data: st.DataObject) -> None:
         packet = data.draw(packets(ruleset))
         event(decide(ruleset, packet).action)
         for other in _around(packet):
-            said, done = decide(ruleset, other), walk(program, other)
+            said, (done, counted) = decide(ruleset, other), travel(program, other)
+            assert counted == ([naming.counter(said.mapping)] if said.action == "translate" else [])
             if said.action == "refuse":  # several may guard one target; who is named is the file's order
                 guarding = {m.name for m in ruleset.enabled if m.exclusive}
                 assert said.mapping in guarding
@@ -262,3 +264,10 @@ def test_the_program_does_what_decide_says(data: st.DataObject) -> None:
             if said != done:
                 note(str(other))
             assert said == done
+
+
+def test_each_mapping_of_a_map_is_counted_as_itself() -> None:
+    program = compile_ruleset(Ruleset((mapping("a", "80", "8080"), mapping("b", "81", "8080"))))
+    for port, counted in ((80, ["taken_a"]), (81, ["taken_b"]), (82, []), (8080, [])):
+        for packet in (OUTSIDE, OUTSIDE_V6, ITSELF, ITSELF_V6):
+            assert travel(program, packet._replace(port=port))[1] == counted

@@ -2,7 +2,7 @@
 taken for ours."""
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -15,11 +15,13 @@ from redirector.backends.nftables.wire import be32, text
 from redirector.netlink import NLM_F_ACK, Message, attr, attributes, messages, nest, table
 from redirector.plan import (
     AddChain,
+    AddCounters,
     AddEntries,
     AddMap,
     AddRules,
     AddTable,
     DeleteChain,
+    DeleteCounters,
     DeleteEntries,
     DeleteMap,
     DeleteTable,
@@ -27,7 +29,7 @@ from redirector.plan import (
     Step,
     make_plan,
 )
-from redirector.program import ADDRESSES, COUNTED, GUARDS, INTERFACES, PORTS, Entries, Hook, Program, port_key
+from redirector.program import ADDRESSES, COUNTS, GUARDS, INTERFACES, NAMED, PORTS, Entries, Hook, Program, port_key
 from tests.strategies import KEYS, programs, quick, rules
 
 # Message types in words, to tell what a batch holds.
@@ -35,9 +37,9 @@ KINDS = {header(getattr(wire, name)): name for name in dir(wire) if name.startsw
 KINDS |= {wire.BATCH_BEGIN: "BEGIN", wire.BATCH_END: "END"}
 
 
-def sent(*steps: Step, counters: dict[str, dict[Any, tuple[int, int]]] | None = None) -> list[Message]:
+def sent(*steps: Step) -> list[Message]:
     """The messages of the steps, without the frame around them; checks the frame on the way."""
-    batch = Batch(steps, 4711, 10, counters or {})
+    batch = Batch(steps, 4711, 10)
     found = list(messages(batch.committed()))
     assert b"".join(batch.parts) == batch.committed()[: -len(found[-1].payload) - 16]
     assert [(m.kind, m.seq) for m in (found[0], found[-1])] == [
@@ -57,21 +59,15 @@ def element_of(payload: bytes) -> list[bytes]:
     return [element for _, element in attributes(found)]
 
 
-def dumped(kind: str, sent_messages: Iterable[Message], counts: tuple[int, int] = (0, 0)) -> list[Message]:
-    """Elements as the kernel dumps them: key, data, counter, comment; no attribute marked as nested."""
+ORDER = (wire.ELEM_KEY, wire.ELEM_DATA, wire.ELEM_OBJREF, wire.ELEM_USERDATA)
+
+
+def dumped(sent_messages: Iterable[Message]) -> list[Message]:
+    """Elements as the kernel dumps them: key, data, object, comment; no attribute marked as nested."""
 
     def flat(element: bytes) -> bytes:
         parts = table(element)
-        packets, octets = counts
-        seed = table(table(parts.get(wire.ELEM_EXPR, b"")).get(wire.EXPR_DATA, b""))
-        values = (
-            attr(wire.COUNTER_BYTES, seed.get(wire.COUNTER_BYTES, struct.pack(">Q", octets))),
-            attr(wire.COUNTER_PACKETS, seed.get(wire.COUNTER_PACKETS, struct.pack(">Q", packets))),
-        )
-        if kind in COUNTED:
-            parts[wire.ELEM_EXPR] = attr(wire.EXPR_NAME, b"counter\0") + attr(wire.EXPR_DATA, b"".join(values))
-        order = (wire.ELEM_KEY, wire.ELEM_DATA, wire.ELEM_EXPR, wire.ELEM_USERDATA)
-        return attr(wire.LIST_ELEM, b"".join(attr(number, parts[number]) for number in order if number in parts))
+        return attr(wire.LIST_ELEM, b"".join(attr(number, parts[number]) for number in ORDER if number in parts))
 
     # It fills its messages as it likes.
     elements = [flat(element) for m in sent_messages for element in element_of(m.payload)]
@@ -85,7 +81,9 @@ names = st.sampled_from(("web", "a.b-c_d", "x" * 63))
 def values(kind: str) -> st.SearchStrategy[tuple[Any, str]]:
     if kind == PORTS:
         return st.tuples(st.integers(0, 65535), names)
-    if kind in COUNTED:
+    if kind == COUNTS:
+        return st.tuples(st.sampled_from(("taken_web", "taken_" + "x" * 63, "\udcff")), st.just(""))
+    if kind in NAMED:
         return st.tuples(st.just(0), names)
     return st.tuples(st.sampled_from(("own", "arriving_from_10.0.0.0/8")), st.just(""))
 
@@ -97,26 +95,27 @@ def maps(draw: st.DrawFn) -> tuple[str, Entries]:
 
 
 @settings(max_examples=200)
-@given(maps(), st.sampled_from(((0, 0), (3, 180), (2**64 - 1, 2**64 - 1))))
-def test_entries_of_every_kind_are_read_back(found: tuple[str, Entries], counts: tuple[int, int]) -> None:
-    kind, entries = found
-    messages_ = sent(AddEntries("m", kind, entries))
-    read, counters = decode.entries(kind, dumped(kind, messages_, counts))
-    assert read == entries
-    assert counters == (dict.fromkeys(entries, counts) if kind in COUNTED and counts[0] else {})
-
-
-@quick
 @given(maps())
-def test_counters_that_are_carried_over_are_the_first_values(found: tuple[str, Entries]) -> None:
+def test_entries_of_every_kind_are_read_back(found: tuple[str, Entries]) -> None:
     kind, entries = found
-    if kind not in COUNTED:
-        return
-    carried = {key: (n, n * 60) for n, key in enumerate(entries)}
-    messages_ = sent(AddEntries("m", kind, entries), counters={"m": carried, "other": {1: (9, 9)}})
-    read, counters = decode.entries(kind, dumped(kind, messages_))
-    assert read == entries
-    assert counters == {key: value for key, value in carried.items() if value[0]}
+    assert decode.entries(kind, dumped(sent(AddEntries("m", kind, entries)))) == entries
+
+
+@pytest.mark.parametrize("values", [(0, 0), (3, 180), (2**64 - 1, 2**64 - 1)])
+def test_counters_are_read_back_with_what_they_have_counted(values: tuple[int, int]) -> None:
+    made, deleted = sent(AddCounters(("taken_web", "\udcff"))), sent(DeleteCounters(("taken_web", "\udcff")))
+    counted = attr(wire.COUNTER_BYTES, wire.BE64.pack(values[1])) + attr(
+        wire.COUNTER_PACKETS, wire.BE64.pack(values[0])
+    )
+    rows = [table(message.payload, 4) | {wire.OBJ_DATA: counted} for message in made]
+    assert all(decode.is_counter(row) for row in rows)
+    assert dict(decode.counter(row) for row in rows) == {"taken_web": values, "\udcff": values}
+    assert [table(m.payload, 4)[wire.OBJ_NAME] for m in deleted] == [row[wire.OBJ_NAME] for row in rows]
+    assert decode.ours(rows, wire.OBJ_TABLE) == rows
+    # A quota; and what says nothing.
+    for row in (rows[0] | {wire.OBJ_TYPE: be32(2)}, {}):
+        assert not decode.is_counter(row)
+    assert decode.counter({}) == ("", (0, 0))
 
 
 @quick
@@ -137,10 +136,15 @@ def test_maps_of_every_kind_are_read_back(kind: str) -> None:
     assert decode.set_kind(row) == kind
     assert decode.capacity(row) == 128
     assert not decode.anonymous(row)
-    # The kernel shows the counter of a set as an expression, and one that has none, or a time-out, is not ours.
-    for odd in ({wire.SET_TIMEOUT: bytes(8)}, {wire.SET_FLAGS: be32(0x10)}, {wire.SET_KEY_LEN: be32(3)}):
+    # Elements with a counter each are none of ours any more, nor are time-outs, or a map of other objects.
+    for odd in (
+        {wire.SET_EXPR: attr(1, b"counter\0")},
+        {wire.SET_TIMEOUT: bytes(8)},
+        {wire.SET_FLAGS: be32(0x10)},
+        {wire.SET_KEY_LEN: be32(3)},
+        {wire.SET_OBJ_TYPE: be32(2)},
+    ):
         assert decode.set_kind(row | odd).startswith("foreign: ")
-    assert decode.set_kind({**row, wire.SET_EXPR: attr(1, b"quota\0")}).startswith("foreign") == (kind in COUNTED)
 
 
 def test_only_maps_by_interface_tell_nft_of_their_byte_order() -> None:
@@ -203,23 +207,26 @@ def test_rows_of_other_families_and_tables_are_not_ours() -> None:
     assert decode.ours(decode.rows([inet, ip, other]), wire.CHAIN_TABLE) == [{wire.CHAIN_TABLE: text("redirector")}]
 
 
-def odd_element(kind: str, *, key: bytes = b"", more: bytes = b"", counter: bytes = b"counter\0") -> Message:
-    """One element with something that we would not have written."""
+def odd_element(kind: str, *, key: bytes = b"", more: bytes = b"", without: int = 0) -> Message:
+    """One element with something that we would not have written, or `without` an attribute."""
     (message,) = sent(AddEntries("m", kind, {KEY_OF[kind]: (8080 if kind == PORTS else "own", "")}))
     parts = table(element_of(message.payload)[0])
     if key or not kind:
         parts[wire.ELEM_KEY] = wire.data_value(key)
-    if kind in COUNTED:
-        # In every length just as the kernel dumps a counter.
-        values = attr(wire.COUNTER_BYTES, bytes(8)) + attr(wire.COUNTER_PACKETS, bytes(8))
-        parts[wire.ELEM_EXPR] = attr(wire.EXPR_NAME, counter) + attr(wire.EXPR_DATA, values)
-    order = (wire.ELEM_KEY, wire.ELEM_DATA, wire.ELEM_EXPR)
-    element = b"".join(attr(number, parts[number]) for number in order if number in parts) + more
+    parts.pop(without, None)
+    element = b"".join(attr(number, parts[number]) for number in ORDER if number in parts) + more
     return Message(0, 0, 1, message.payload[:4] + attr(wire.ELEMENTS_LIST, attr(wire.LIST_ELEM, element)))
 
 
+# An element's own counter, just as the kernel dumps it: what the version before had in each.
+COUNTER = attr(
+    7,
+    attr(wire.EXPR_NAME, b"counter\0")
+    + attr(wire.EXPR_DATA, attr(wire.COUNTER_BYTES, bytes(8)) + attr(wire.COUNTER_PACKETS, bytes(8))),
+)
 KEY_OF: dict[str, Any] = {
     PORTS: port_key(6, 80),
+    COUNTS: port_key(6, 80),
     ADDRESSES["ipv4"]: "10.0.0.0",
     INTERFACES: "eth0",
     GUARDS: port_key(6, 1),
@@ -229,7 +236,12 @@ KEY_OF: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("kind", "message", "entries"),
     [
-        (PORTS, odd_element(PORTS, counter=b"quota\0"), {port_key(6, 80): (8080, "", "no counter")}),
+        (PORTS, odd_element(PORTS, more=COUNTER), {port_key(6, 80): (8080, "", "attribute 7")}),
+        (PORTS, odd_element(PORTS, more=attr(9, b"c\0")), {port_key(6, 80): (8080, "", "attribute 9")}),
+        (COUNTS, odd_element(COUNTS, more=attr(6, wire.comment("x"))), {port_key(6, 80): ("own", "", "attribute 6")}),
+        (COUNTS, odd_element(COUNTS, more=attr(4, bytes(8))), {port_key(6, 80): ("own", "", "attribute 4")}),
+        (COUNTS, odd_element(COUNTS, without=9), {port_key(6, 80): ("", "", "no counter")}),
+        (COUNTS, odd_element(COUNTS, key=b"\x06\0\0\x01\0\x50\0\0"), {"0600000100500000": (None, "", "an odd key")}),
         (PORTS, odd_element(PORTS, more=attr(4, bytes(8))), {port_key(6, 80): (8080, "", "attribute 4")}),
         (PORTS, odd_element(PORTS, more=attr(3, be32(1))), {port_key(6, 80): (8080, "", "attribute 3")}),
         (PORTS, odd_element(PORTS, key=b"\x06\0\0\x01\0\x50\0\0"), {"0600000100500000": (None, "", "an odd key")}),
@@ -257,24 +269,27 @@ KEY_OF: dict[str, Any] = {
     ],
 )
 def test_elements_that_are_not_as_we_write_them_show(kind: str, message: Message, entries: Entries | None) -> None:
-    read, counters = decode.entries(kind, [message])
+    read = decode.entries(kind, [message])
     if entries is None:
         assert all(len(value) == 3 for value in read.values())
     else:
         assert read == entries
-    assert counters == {}
 
 
 def test_one_odd_element_among_many_does_not_hide_the_others() -> None:
     """The fast way gives up on the whole map, and the slow one reads all of it again."""
-    plain = {port_key(6, port): (port, "web") for port in range(1, 100)}
-    many = dumped(PORTS, sent(AddEntries("m", PORTS, plain)), (7, 420))
-    for position in (0, 1):
-        found = [*many]
-        found.insert(position, odd_element(PORTS, key=b"\x11\0\0\0\0\x35\0\0", counter=b"quota\0"))
-        read, counters = decode.entries(PORTS, found)
-        assert read == plain | {port_key(17, 53): (8080, "", "no counter")}
-        assert counters == dict.fromkeys(plain, (7, 420))
+    values: dict[str, Callable[[int], tuple[Any, str]]] = {
+        PORTS: lambda port: (port, "web"),
+        COUNTS: lambda port: ("taken_web", ""),
+    }
+    for kind, value in values.items():
+        plain = {port_key(6, port): value(port) for port in range(1, 100)}
+        many = dumped(sent(AddEntries("m", kind, plain)))
+        for position in (0, 1):
+            found = [*many]
+            found.insert(position, odd_element(kind, key=b"\x11\0\0\0\0\x35\0\0", more=COUNTER))
+            odd = (8080 if kind == PORTS else "own", "", "attribute 7")
+            assert decode.entries(kind, found) == plain | {port_key(17, 53): odd}
 
 
 @settings(max_examples=200)
@@ -285,10 +300,10 @@ def test_any_bytes_are_read_as_something(kind: str, data: bytes, depth: int) -> 
         for number in reversed(wrap):
             inner = nest(number, inner)
         found = [Message(0, 0, 1, bytes(4) + inner)]
-        read, _ = decode.entries(kind, found)
-        assert all(len(value) in (2, 3) for value in read.values())
+        assert all(len(value) in (2, 3) for value in decode.entries(kind, found).values())
         decode.members(found)
     decode.set_kind(table(data))
+    decode.counter(table(data))
     decode.hook(table(data))
     decode.foreign_reason(table(data))
 
@@ -312,7 +327,7 @@ def test_a_whole_plan_is_one_batch_that_names_everything(one: Program, other: Pr
     plan = make_plan(other, one)
     if not plan:
         return
-    batch = Batch(plan.steps, 1, 1, {})
+    batch = Batch(plan.steps, 1, 1)
     found = list(messages(batch.committed()))
     assert {m.kind for m in found} <= set(KINDS)
     assert set(batch.about) == {m.seq for m in found[:-1]}
@@ -335,6 +350,9 @@ def test_each_kind_of_step_is_the_message_that_it_should_be() -> None:
         (DeleteMap("m"), ["DELSET"]),
         (AddEntries("m", PORTS, {keys[0]: (1, "a")}), ["NEWSETELEM"]),
         (DeleteEntries("m", PORTS, keys), ["DELSETELEM"]),
+        (AddEntries("m", COUNTS, {keys[0]: ("taken_a", "")}), ["NEWSETELEM"]),
+        (AddCounters(("taken_a", "taken_b")), ["NEWOBJ", "NEWOBJ"]),
+        (DeleteCounters(("taken_a",)), ["DELOBJ"]),
     ):
         found = sent(step)
         assert [KINDS[m.kind] for m in found] == kinds
@@ -358,15 +376,21 @@ def test_rules_come_in_order_each_after_the_anonymous_sets_that_it_needs(found: 
 
 def test_many_elements_go_in_chunks() -> None:
     """A nested attribute holds at most 65,535 bytes."""
-    entries: Entries = {port_key(p, port): (port, "x" * 63) for p in (6, 17) for port in range(1, 10_000)}
-    found = sent(AddEntries("m", PORTS, entries))
-    assert len(found) > 10
-    sizes = [len(value) for m in found for kind, value in attributes(m.payload, 4) if kind == wire.ELEMENTS_LIST]
-    assert max(sizes) <= CHUNK_BYTES
-    read, _ = decode.entries(PORTS, dumped(PORTS, found))
-    assert read == entries
-    deleted = sent(DeleteEntries("m", PORTS, tuple(entries)))
-    assert sum(len(element_of(m.payload)) for m in deleted) == len(entries)
+    keys = [port_key(p, port) for p in (6, 17) for port in range(1, 10_000)]
+    values: dict[str, Entries] = {
+        PORTS: {key: (key & 0xFFFF, "x" * 63) for key in keys},
+        COUNTS: dict.fromkeys(keys, ("x" * 63, "")),
+    }
+    for kind, entries in values.items():
+        found = sent(AddEntries("m", kind, entries))
+        assert len(found) > 10
+        sizes = [
+            len(value) for m in found for number, value in attributes(m.payload, 4) if number == wire.ELEMENTS_LIST
+        ]
+        assert max(sizes) <= CHUNK_BYTES
+        assert decode.entries(kind, dumped(found)) == entries
+        deleted = sent(DeleteEntries("m", kind, tuple(entries)))
+        assert sum(len(element_of(m.payload)) for m in deleted) == len(entries)
 
 
 def test_names_that_others_chose_keep_their_bytes() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from redirector import naming
 from redirector.compile import compile_ruleset
 from redirector.model import REWRITES, SIDES, Ruleset, Scope
-from redirector.naming import PortMap, parse_port_map, port_map
+from redirector.naming import PortMap, count_map, parse_count_map, parse_port_map, port_map
 from tests.strategies import INTERFACE_POOL, LOCAL_V4, LOCAL_V6, NETWORKS_V4, NETWORKS_V6, quick, rulesets
 
 # What `fields.interface` lets through, the characters that rule languages might trip over among them.
@@ -30,7 +30,14 @@ port_maps = st.builds(
 
 @given(port_maps)
 def test_parsing_inverts_naming(wanted: PortMap) -> None:
-    assert parse_port_map(port_map(wanted)) == wanted
+    assert parse_port_map(port_map(wanted)) == parse_count_map(count_map(wanted)) == wanted
+    assert parse_count_map(port_map(wanted)) is parse_port_map(count_map(wanted)) is None
+
+
+@given(st.one_of(st.just("web"), st.text()), st.text())
+def test_a_counter_tells_its_mapping(mapping: str, other: str) -> None:
+    assert naming.counted(naming.counter(mapping)) == mapping
+    assert naming.counted(other) == "" or naming.counter(naming.counted(other)) == other
 
 
 @given(scopes, scopes, st.sampled_from(SIDES), st.sampled_from(SIDES))
@@ -42,8 +49,8 @@ def test_chains_of_different_scopes_have_different_names(one: Scope, other: Scop
 def test_verdict_maps_are_no_port_maps(scope: Scope, wanted: PortMap, side: str) -> None:
     kinds = ("sources_ipv4_24", "sources_ipv6_128", "addresses_ipv4", "addresses_ipv6", "interfaces")
     names = {naming.verdict_map(naming.chain(side, scope), kind) for kind in kinds}
-    assert [parse_port_map(name) for name in names] == [None] * len(kinds)
-    assert port_map(wanted) not in names
+    assert [parse_port_map(name) or parse_count_map(name) for name in names] == [None] * len(kinds)
+    assert not {port_map(wanted), count_map(wanted)} & names
 
 
 @pytest.mark.parametrize(
@@ -60,6 +67,7 @@ def test_verdict_maps_are_no_port_maps(scope: Scope, wanted: PortMap, side: str)
 )
 def test_names_are_readable(wanted: PortMap, name: str) -> None:
     assert port_map(wanted) == name
+    assert count_map(wanted) == name.replace("ports", "counts").replace("redirects", "redirect-counts")
 
 
 @pytest.mark.parametrize(
@@ -75,10 +83,14 @@ def test_names_are_readable(wanted: PortMap, name: str) -> None:
         "on_a_b_ports",
         "from_10.0.0.0_ports",
         "portsX",
+        "counts_",
+        "redirect_counts",
+        "taken_counts",
     ],
 )
 def test_other_names_are_not_ours(name: str) -> None:
     assert parse_port_map(name) is None
+    assert parse_count_map(name) is None
 
 
 @pytest.mark.parametrize(
@@ -90,6 +102,8 @@ def test_other_names_are_not_ours(name: str) -> None:
         ("arriving_ports", "for others only"),
         ("arriving_from_10.0.0.0/8_on_eth_2a_ports", "from 10.0.0.0/8 on eth*"),
         ("arriving_at_fd00--1_redirects", "at fd00::1 for others only"),
+        ("redirect-counts_ipv6", "ipv6"),
+        ("own_counts", "for this host itself"),
         ("guards", ""),
         ("guards_ipv6_at", "ipv6"),
         ("anything else", ""),

@@ -88,7 +88,7 @@ def says(*pairs: tuple[int, int]) -> list[Message]:
 
 
 def commit(script: Script) -> None:
-    backend(script).commit(STEPS, 7, {})
+    backend(script).commit(STEPS, 7)
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,11 @@ def test_an_error_of_sending_says_nothing_or_that_nothing_happened(number: int, 
 
 def test_a_check_ends_without_an_end() -> None:
     script = Script(says((3, 0)))
-    backend(script).check(STEPS, {})
+    backend(script).check(STEPS)
     (data,) = script.sent
     assert [m.kind for m in messages(data)] == [wire.BATCH_BEGIN, header(wire.NEWTABLE), header(wire.NEWCHAIN)]
     with pytest.raises(Refused):
-        backend(Script(says((2, errno.EINVAL)))).check(STEPS, {})
+        backend(Script(says((2, errno.EINVAL)))).check(STEPS)
 
 
 def test_an_observation_is_what_was_read_within_one_generation() -> None:

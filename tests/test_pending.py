@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from redirector import pending
-from redirector.backends.base import Counters, OutcomeDoubtful, Overtaken, Snapshot
+from redirector.backends.base import OutcomeDoubtful, Overtaken, Snapshot
 from redirector.backends.memory import MemoryBackend
 from redirector.compile import compile_ruleset
 from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain
@@ -315,10 +315,10 @@ class TestArming:
 
     def test_before_the_commit(self, history: History) -> None:
         class Watched(MemoryBackend):
-            def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
+            def commit(self, steps: Iterable[Step], expect: int) -> None:
                 assert pending.load(history)
                 assert history.numbers() == []
-                super().commit(steps, expect, counters)
+                super().commit(steps, expect)
 
         assert self.attempt(Watched(), history)[1] is None
 
@@ -338,8 +338,8 @@ class TestArming:
 
     def test_and_not_for_what_was_put_back(self, history: History) -> None:
         class Unrecorded(MemoryBackend):
-            def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
-                super().commit(steps, expect, counters)
+            def commit(self, steps: Iterable[Step], expect: int) -> None:
+                super().commit(steps, expect)
                 (Path(history.folder) / "generations" / "000001.json").mkdir(exist_ok=True)
 
         arm, error = self.attempt(Unrecorded(), history)
@@ -347,8 +347,8 @@ class TestArming:
 
     def test_but_for_what_nobody_knows(self, history: History) -> None:
         class Silent(MemoryBackend):
-            def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
-                super().commit(steps, expect, counters)
+            def commit(self, steps: Iterable[Step], expect: int) -> None:
+                super().commit(steps, expect)
                 if len(self.commits) == 1:
                     self.silent = True
                     raise OutcomeDoubtful
@@ -371,8 +371,8 @@ class TestArming:
 
     def test_but_for_what_was_committed_and_overwritten(self, history: History) -> None:
         class Overwritten(MemoryBackend):
-            def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
-                super().commit(steps, expect, counters)
+            def commit(self, steps: Iterable[Step], expect: int) -> None:
+                super().commit(steps, expect)
                 self.program = Program({}, {})
                 self.generation += 1
                 if len(self.commits) == ATTEMPTS:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redirector.model import Ports
-from redirector.program import COUNTED, Map, Program, port_key, protocol_name, runs
+from redirector.program import PORTS, Map, Program, port_key, protocol_name, runs
 from tests.strategies import quick
 
 Entries = dict[int, tuple[Any, ...]]
@@ -35,7 +35,7 @@ def test_runs_join_what_they_can_and_no_more() -> None:
     entries: Entries = {port_key(6, p): (p + 100, "a") for p in range(10, 20)}
     entries |= {port_key(6, p): (7, "a") for p in range(20, 30)}
     entries |= {port_key(6, p): (7, "b") for p in range(30, 32)}
-    entries |= {port_key(6, 65535): (7, "b"), port_key(7, 0): (7, "b"), port_key(7, 1): (9, "b", "no counter")}
+    entries |= {port_key(6, 65535): (7, "b"), port_key(7, 0): (7, "b"), port_key(7, 1): (9, "b", "attribute 4")}
     assert list(runs(entries)) == [
         ("a", 6, Ports(10, 19), Ports(110, 119)),
         ("a", 6, Ports(20, 29), Ports(7, 7)),
@@ -53,8 +53,13 @@ def test_protocols_that_are_none_of_ours_have_a_name_too() -> None:
 
 
 def test_the_capacity_of_a_map_is_a_fact_and_no_wish() -> None:
-    kind = min(COUNTED)
+    kind = PORTS
     assert Map(kind, {}, 64) == Map(kind, {}, 128)
     assert (Map(kind, {}, 64) != Map(kind, {}, 128)) is False
     assert Map(kind, {1: (2, "a")}) != Map(kind, {1: (2, "b")})
     assert Program({}, {"ports": Map(kind, {}, 64)}) == Program({}, {"ports": Map(kind, {}, 128)})
+
+
+def test_counters_are_part_of_what_a_program_is() -> None:
+    assert Program({}, {}) == Program({}, {}, counters=frozenset())
+    assert Program({}, {}, counters=frozenset({"taken_a"})) != Program({}, {}, counters=frozenset({"taken_b"}))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from redirector.backends.base import Counters, OutcomeDoubtful, Overtaken, Snapshot
+from redirector.backends.base import OutcomeDoubtful, Overtaken, Snapshot
 from redirector.backends.memory import MemoryBackend
 from redirector.compile import compile_ruleset
 from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain, Unavailable
@@ -135,11 +135,11 @@ class Meddled(MemoryBackend):
         self.observed += 1
         return super().observe()
 
-    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
+    def commit(self, steps: Iterable[Step], expect: int) -> None:
         if self.before:
             self.before()
             self.generation += 1
-        super().commit(steps, expect, counters)
+        super().commit(steps, expect)
         if self.after:
             self.after()
             self.generation += 1
@@ -260,8 +260,8 @@ def test_what_cannot_be_read_back_is_unknown(history: History, error: Exception)
 class Lying(MemoryBackend):
     """Acknowledges, counts one generation, and loses an entry of each commit."""
 
-    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
-        super().commit(steps, expect, counters)
+    def commit(self, steps: Iterable[Step], expect: int) -> None:
+        super().commit(steps, expect)
         assert self.program is not None
         self.program.maps["ports"].entries.popitem()
 
@@ -282,8 +282,8 @@ class Unrecorded(MemoryBackend):
         super().__init__(program)
         self._folder = Path(history.folder) / "generations"
 
-    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
-        super().commit(steps, expect, counters)
+    def commit(self, steps: Iterable[Step], expect: int) -> None:
+        super().commit(steps, expect)
         if self._folder.exists():
             shutil.rmtree(self._folder)
 
@@ -299,11 +299,11 @@ def test_what_cannot_be_recorded_is_rolled_back(history: History, before: Progra
 
 def test_an_undo_that_is_overtaken_is_tried_again(history: History) -> None:
     class Busy(Unrecorded):
-        def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
+        def commit(self, steps: Iterable[Step], expect: int) -> None:
             if len(self.commits) == 1 and not self.touched:
                 self.touched = True
                 self.touch(3)
-            super().commit(steps, expect, counters)
+            super().commit(steps, expect)
 
         touched = False
 
@@ -315,20 +315,20 @@ def test_an_undo_that_is_overtaken_is_tried_again(history: History) -> None:
 @pytest.mark.parametrize("error", [Refused("no"), OutcomeDoubtful("no answer"), OSError(5, "Input/output error")])
 def test_an_undo_that_fails_is_unknown(history: History, error: Exception) -> None:
     class Stuck(Unrecorded):
-        def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
+        def commit(self, steps: Iterable[Step], expect: int) -> None:
             if self.commits:
                 raise error
-            super().commit(steps, expect, counters)
+            super().commit(steps, expect)
 
     failing(OutcomeUnknown, Stuck(history), history, WEB)
 
 
 def test_an_undo_that_others_prevent_for_ever_is_unknown(history: History) -> None:
     class Overrun(Unrecorded):
-        def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
+        def commit(self, steps: Iterable[Step], expect: int) -> None:
             if self.commits:
                 raise Overtaken
-            super().commit(steps, expect, counters)
+            super().commit(steps, expect)
 
     failing(OutcomeUnknown, Overrun(history), history, WEB)
 
@@ -404,31 +404,6 @@ def test_the_guards_judge_each_plan_before_it_is_carried_out(history: History) -
 
     failing(Refused, backend, history, MORE, judge=refuse)
     assert (backend.program, files(history)) == (compile_ruleset(WEB), ["000001.json"])
-
-
-def test_counters_go_along_with_maps_that_are_made_anew(history: History) -> None:
-    class Counting(MemoryBackend):
-        def __init__(self, program: Program) -> None:
-            super().__init__(program)
-            self.carried: Counters = {}
-
-        def observe(self) -> Snapshot:
-            counters = {name: dict.fromkeys(found.entries, (7, 700)) for name, found in PROGRAM.maps.items()}
-            return super().observe()._replace(counters=counters)
-
-        def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
-            self.carried = counters
-            super().commit(steps, expect, counters)
-
-    backend = Counting(PROGRAM._replace(maps={"ports": PROGRAM.maps["ports"]._replace(capacity=11)}))
-    apply(backend, history, Ruleset((MORE.mappings[0], mapping("voice", "5000-5019", "6000-6019", protocol=("udp",)))))
-    assert backend.carried == {"ports": dict.fromkeys(PROGRAM.maps["ports"].entries, (7, 700))}
-    # A map that stays has its counters in the kernel; and an entry that changes starts at zero.
-    apply(backend, history, Ruleset((*WEB.mappings, MORE.mappings[1])))
-    assert backend.carried == {}
-
-
-PROGRAM = compile_ruleset(MORE)
 
 
 def test_a_rollback_goes_to_the_one_before_and_twice_returns(history: History) -> None:

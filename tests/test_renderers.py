@@ -18,7 +18,7 @@ from redirector.backends.nftables.encode import MARK
 from redirector.compile import compile_ruleset
 from redirector.errors import Refused, Usage
 from redirector.model import Mapping, Ports, Ruleset
-from redirector.program import INTERFACES, PORTS, Chain, Foreign, Jump, Map, Program, Rule, port_key, references
+from redirector.program import COUNTS, INTERFACES, PORTS, Chain, Foreign, Jump, Map, Program, Rule, port_key, references
 from tests import strategies
 
 RULES = Path(__file__).parents[1] / "rules"
@@ -63,10 +63,10 @@ def test_text_and_json_name_the_same_things(ruleset: Ruleset) -> None:
     assert {"table": {"family": "inet", "name": "redirector", "comment": MARK}} in objects
     assert text.startswith(f'table inet redirector {{\n\tcomment "{MARK}"\n')
     lines = text.splitlines()
-    for what in ("map", "set", "chain"):
+    for what in ("counter", "map", "set", "chain"):
         names = [found[what]["name"] for found in objects if what in found]
         assert [line.split()[1] for line in lines if line.startswith(f"\t{what} ")] == names
-    assert text.count("\t\tcounter\n") == sum("stmt" in value for found in objects for value in found.values())
+    assert {found["counter"]["name"] for found in objects if "counter" in found} == program.counters
     elements = [item for found in objects for value in found.values() for item in value.get("elem", ())]
     assert len(elements) == sum(len(found.entries) for found in program.maps.values())
     # Every element is on a line of its own: the first of a map behind "elements =", the others indented by spaces.
@@ -105,8 +105,10 @@ UNWRITABLE = {
     "a mapping's name": with_entry(PORTS, WEB, (8080, TRAP)),
     "a mapping's name with a line end": with_entry(PORTS, WEB, (8080, "a\nb")),
     "a mapping's name past the kernel's length": with_entry(PORTS, WEB, (8080, "x" * 128)),
+    "a counter's name": Program({}, {}, counters=frozenset({TRAP})),
+    "a counter in an entry": with_entry(COUNTS, WEB, (TRAP, "")),
     "a map's name": with_entry(PORTS, WEB, (8080, "web"), "ports { }"),
-    "an odd entry": Program({}, {"ports": Map(PORTS, {WEB: (8080, "web", "no counter")})}),  # type: ignore[dict-item]
+    "an odd entry": Program({}, {"ports": Map(PORTS, {WEB: (8080, "web", "attribute 7")})}),  # type: ignore[dict-item]
     "a map of a foreign kind": Program({}, {"ports": Map("foreign: key type 0x7", {})}),
     "a dormant table": Program({}, {}, flags=1),
     "an object of others": Program({}, {}, strays=("object quota",)),
@@ -122,7 +124,7 @@ def test_nothing_foreign_is_pasted(kind: str, what: str) -> None:
 
 
 def test_the_number_of_a_protocol_without_a_name() -> None:
-    assert "47 . 80 counter" in renderers.render("nft", Ruleset(), with_entry(PORTS, port_key(47, 80), (8080, "")))
+    assert "47 . 80 : 8080" in renderers.render("nft", Ruleset(), with_entry(PORTS, port_key(47, 80), (8080, "")))
 
 
 def test_sizes_have_room_to_grow_or_are_the_kernels() -> None:

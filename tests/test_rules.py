@@ -16,7 +16,7 @@ from redirector.backends.nftables.rules import (
 )
 from redirector.backends.nftables.wire import be32
 from redirector.netlink import attr, attributes, nest, table
-from redirector.program import Foreign, Guard, Jump, Keep, LocalJump, Refuse, Rule, Translate
+from redirector.program import Count, Foreign, Guard, Jump, Keep, LocalJump, Refuse, Rule, Translate
 from tests.strategies import rules
 
 
@@ -89,7 +89,9 @@ def _tampered(draw: st.DrawFn, rule: Rule) -> list[Expression]:
             del values[draw(st.integers(0, len(values) - 1))]
             found[at] = found[at]._replace(attributes=tuple(values))
         case "name":
-            names = st.sampled_from(("limit", "counter", "log", "payload", "cmp", "ct", "lookup", "immediate", "fib"))
+            names = st.sampled_from(
+                ("limit", "counter", "objref", "log", "payload", "cmp", "ct", "lookup", "immediate", "fib")
+            )
             found[at] = found[at]._replace(name=draw(names))
         case "members":
             found[at] = found[at]._replace(members=frozenset({6, 17}))
@@ -101,6 +103,8 @@ def _tampered(draw: st.DrawFn, rule: Rule) -> list[Expression]:
 # What people add by hand: `counter`, `limit`, `tcp flags syn`, `iifname "\xff*"`.
 OTHERS = (
     [Expression("counter", ((1, bytes(8)), (2, bytes(8))))],
+    [Expression("objref", ((1, be32(1)), (2, b"taken_web\0")))],
+    [Expression("objref", ((3, be32(1)), (4, b"counts\0")))],
     [Expression("limit", ((1, bytes(8)),))],
     [Expression("payload", ((1, be32(1)), (2, be32(2)), (3, be32(13)), (4, be32(1))))],
     [
@@ -191,9 +195,15 @@ def test_foreign_rules_are_never_written() -> None:
 
 
 def test_expressions_as_nft_prints_them() -> None:
-    """`nft --debug=netlink` of: meta l4proto { tcp, udp, sctp } dnat to :meta l4proto . th dport map @ports."""
+    """`nft --debug=netlink` of: meta l4proto { tcp, udp, sctp } dnat to :meta l4proto . th dport map @ports.
+
+    And of: counter name meta l4proto . th dport map @counts.
+    """
     found = expressions(Translate("port", "", "ports"))
     assert [e.name for e in found] == ["meta", "lookup", "meta", "payload", "lookup", "nat"]
     assert found[3] == Expression("payload", ((1, be32(9)), (2, be32(2)), (3, be32(2)), (4, be32(2))))
     assert found[4] == Expression("lookup", ((1, b"ports\0"), (2, be32(1)), (3, be32(1)), (5, be32(0))))
+    counting = expressions(Count("", "counts"))
+    assert counting[:2] == found[2:4]
+    assert counting[2:] == [Expression("objref", ((3, be32(1)), (4, b"counts\0")))]
     assert found[5] == Expression("nat", tuple((n, be32(v)) for n, v in ((1, 1), (2, 1), (5, 1), (6, 1), (7, 2))))

@@ -10,7 +10,7 @@ from redirector.backends.memory import MemoryBackend
 from redirector.compile import compile_ruleset
 from redirector.history import History
 from redirector.model import Ports, Ruleset
-from redirector.program import Map, Program, Route, port_key
+from redirector.program import Program, Route, port_key
 from redirector.reconcile import Origin, Wish, change
 from redirector.status import Drift, count_connections, status
 from tests.strategies import mapping
@@ -155,15 +155,15 @@ def test_drift_after_a_reboot_or_in_another_namespace_is_explained(history: Hist
     assert status(backend, history).note == note
 
 
-def test_connections_are_counted_by_mapping_and_guards_do_not_count() -> None:
+def test_connections_are_counted_by_mapping_and_counters_of_others_do_not_count() -> None:
     program = compile_ruleset(WEB)
-    counters: dict[str, dict[Any, tuple[int, int]]] = {
-        "ports": {port_key(6, 80): (3, 180)},
-        "arriving_from_10.0.0.0/8_ports": {port_key(6, 80): (2, 120)},
-        "guards": {port_key(6, 8090): (99, 9900)},
-    }
-    assert count_connections(Snapshot(program, 1, "", counters)) == {"web": 3, "lan": 2}
-    assert count_connections(Snapshot(program, 1)) == {"web": 0, "lan": 0}
+    counters = {"taken_web": (3, 180), "taken_lan": (0, 0), "mine": (99, 9900), "taken_": (9, 9)}
+    assert count_connections(Snapshot(program, 1, "", counters)) == {"web": 3, "lan": 0}
     assert count_connections(Snapshot(None, 1)) == {}
-    odd = Program({}, {"ports": Map("ports", {1: (2, "web", "no counter")})})  # type: ignore[dict-item]
-    assert count_connections(Snapshot(odd, 1)) == {"web": 0}
+
+
+def test_what_is_not_counted_is_drift_of_its_mapping(backend: MemoryBackend, history: History) -> None:
+    del entries(backend, "counts")[port_key(6, 80)]
+    found = status(backend, history)
+    assert (found.state, found.drift) == ("drifted", (Drift("changed", "web", "tcp 80 not counted"),))
+    assert found.drifted == {"web"}

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 from redirector.model import Ruleset
 from redirector.plan import Step
 from redirector.program import Program
 from redirector.records import NamedTuple
 
-Counters = Mapping[str, Mapping[Any, tuple[int, int]]]  # (packets, bytes) by map and key
+Counters = Mapping[str, tuple[int, int]]  # (packets, bytes) by counter
 
 
 class Overtaken(Exception):
@@ -33,7 +33,7 @@ class Snapshot(NamedTuple):
     """What was observed: `program` is None where our table is absent.
 
     `genid` is the kernel's generation number at which it was true. `foreign` says in words why a table of our name is
-    not ours ("" where it is, or there is none). `counters` is (packets, bytes) by map and key.
+    not ours ("" where it is, or there is none). `counters` is (packets, bytes) by counter.
     """
 
     program: Program | None
@@ -50,11 +50,11 @@ class Backend(Protocol):
     def observe(self) -> Snapshot:
         """The state of our table, consistent within one generation."""
 
-    def check(self, steps: Iterable[Step], counters: Counters) -> None:
+    def check(self, steps: Iterable[Step]) -> None:
         """Let the kernel validate the steps and commit nothing; raises errors.Refused with what it says."""
 
-    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
-        """Send the steps as one transaction, valid only at genid `expect`; `counters` seed entries that are remade.
+    def commit(self, steps: Iterable[Step], expect: int) -> None:
+        """Send the steps as one transaction, valid only at genid `expect`.
 
         Raises Overtaken (nothing changed), errors.Refused (nothing changed), OutcomeDoubtful (read back).
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
-from redirector.backends.base import Counters, Overtaken, Snapshot
+from redirector.backends.base import Overtaken, Snapshot
 from redirector.model import Ruleset
 from redirector.plan import DeleteTable, Step, perform
 from redirector.program import Program
@@ -40,10 +40,10 @@ class MemoryBackend:
     def observe(self) -> Snapshot:
         return Snapshot(self.program, self.generation, self.foreign)
 
-    def check(self, steps: Iterable[Step], counters: Counters) -> None:
+    def check(self, steps: Iterable[Step]) -> None:
         perform(self.program, steps)
 
-    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
+    def commit(self, steps: Iterable[Step], expect: int) -> None:
         if self._touches:
             self._touches -= 1
             self.generation += 1

@@ -92,10 +92,10 @@ class App:
         """Everything that the guards say; of a plan that does nothing, only whether there is nothing to do it for."""
         from redirector import guards
         from redirector.host import facts
-        from redirector.program import COUNTED
+        from redirector.program import NAMED
 
         maps = snapshot.program.maps.values() if snapshot.program else ()
-        held = any(m.entries for m in maps if m.kind in COUNTED)
+        held = any(m.entries for m in maps if m.kind in NAMED)
         if not plan:
             return list(guards.empty(ruleset, held))
         found = facts.gather(ruleset, guards.captured_ports(ruleset), os.environ)

@@ -73,7 +73,7 @@ def apply(
             found = reconcile.plan_for(ruleset, snapshot, replace_foreign=insist["replace_foreign"])
             if found:
                 judge(ruleset, found, snapshot)
-                backend.check(found.steps, {})
+                backend.check(found.steps)
             app.warn(app.findings)
             app.report(
                 lambda: (

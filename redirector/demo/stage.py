@@ -294,6 +294,6 @@ def _delete_element(protocol: str, port: int) -> str:
         key = port_key(PROTOCOLS[protocol], port)
         for name, found in maps.items():
             if found.kind == PORTS and key in found.entries:
-                backend.commit((DeleteEntries(name, found.kind, (key,)),), snapshot.genid, {})
+                backend.commit((DeleteEntries(name, found.kind, (key,)),), snapshot.genid)
                 return name
     raise RedirectorError(f"no map of ours has {protocol} {port}")

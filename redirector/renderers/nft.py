@@ -22,13 +22,15 @@ from redirector.naming import TABLE
 from redirector.plan import capacity_for
 from redirector.program import (
     ADDRESSES,
-    COUNTED,
+    COUNTS,
     GUARDS,
     GUARDS_AT,
     INTERFACES,
     PORTS,
     SETS,
+    VERDICTS,
     Chain,
+    Count,
     Dispatch,
     Guard,
     Jump,
@@ -50,6 +52,7 @@ COMMENT_BYTES = 128  # with the final NUL: NFTNL_UDATA_COMMENT_MAXLEN, libnftnl/
 PORT_KEY = ("inet_proto", "inet_service")
 KEY_TYPES: dict[str, tuple[str, ...]] = {
     PORTS: PORT_KEY,
+    COUNTS: PORT_KEY,
     GUARDS: PORT_KEY,
     GUARDS_AT["ipv4"]: ("ipv4_addr", *PORT_KEY),
     GUARDS_AT["ipv6"]: ("ipv6_addr", *PORT_KEY),
@@ -57,6 +60,7 @@ KEY_TYPES: dict[str, tuple[str, ...]] = {
     ADDRESSES["ipv6"]: ("ipv6_addr",),
     INTERFACES: ("ifname",),
 }
+DATA_TYPES = {PORTS: "inet_service", COUNTS: "counter", **dict.fromkeys(VERDICTS, "verdict")}  # none for a set
 HEADERS = {"ipv4": "ip", "ipv6": "ip6"}  # what nft calls the network header
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
@@ -64,7 +68,8 @@ PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 def render(_: Ruleset, program: Program) -> str:
     """The table as text. Raises errors.Refused for a Program that was not compiled but observed, with foreign parts."""
     check(program)
-    blocks = [_map(name, found) for name, found in program.maps.items()]
+    blocks = [_block("counter", name, []) for name in sorted(program.counters)]
+    blocks += [_map(name, found) for name, found in program.maps.items()]
     blocks += [_chain(name, chain) for name, chain in program.chains.items()]
     head = f"table inet {TABLE} {{\n\tcomment {quoted(MARK)}\n"
     return head + "\n\n".join(blocks) + "\n}\n"
@@ -80,7 +85,7 @@ def check(program: Program) -> None:
 
 
 def identifier(name: str) -> str:
-    """The name of a chain or map as it is. Raises errors.Refused if nft would not read it as one word."""
+    """The name of a chain, map or counter as it is. Raises errors.Refused if nft would not read it as one word."""
     if not IDENTIFIER.fullmatch(name):
         raise Refused(f"{printable(name)} cannot be written as a name of nft's")
     return name
@@ -113,7 +118,7 @@ def mask(family: str, prefix: int) -> str:
 
 def key_parts(kind: str, key: Any) -> list[str | int]:
     """The parts of a map's key: addresses and names as text (not quoted), ports as numbers."""
-    if kind in (PORTS, GUARDS):
+    if kind in (PORTS, COUNTS, GUARDS):
         return [PROTOCOL_NAMES.get(key >> 16, key >> 16), key & 0xFFFF]
     if kind in GUARDS_AT.values():
         return [key[0], *key_parts(GUARDS, key[1])]
@@ -121,10 +126,8 @@ def key_parts(kind: str, key: Any) -> list[str | int]:
 
 
 def _map(name: str, found: Map) -> str:
-    data = "" if found.kind in SETS else " : inet_service" if found.kind == PORTS else " : verdict"
+    data = "" if found.kind in SETS else f" : {DATA_TYPES[found.kind]}"
     lines = [f"\ttype {' . '.join(KEY_TYPES[found.kind])}{data}", f"\tsize {size(found)}"]
-    if found.kind in COUNTED:
-        lines.append("\tcounter")
     if found.entries:
         lines.append("\telements = { " + NEXT_ELEMENT.join(_elements(found)) + " }")
     return _block("set" if found.kind in SETS else "map", name, lines)
@@ -134,12 +137,14 @@ def _elements(found: Map) -> Iterator[str]:
     for key, (value, mapping) in found.entries.items():
         parts = key_parts(found.kind, key)
         text = quoted(key) if found.kind == INTERFACES else " . ".join(map(str, parts))
-        if found.kind in COUNTED:
-            text += " counter"
         if mapping:
             text += f" comment {quoted(mapping)}"
-        if found.kind not in SETS:
-            text += f" : {value}" if found.kind == PORTS else f" : jump {identifier(value)}"
+        if found.kind == PORTS:
+            text += f" : {value}"
+        elif found.kind == COUNTS:
+            text += f' : "{identifier(value)}"'
+        elif found.kind in VERDICTS:
+            text += f" : jump {identifier(value)}"
         yield text
 
 
@@ -177,6 +182,9 @@ def words(rule: Rule) -> Iterator[str]:
             if interface:
                 yield f"iifname {quoted(interface)}"
             yield f"jump {identifier(chain)}"
+        case Count(family, name):
+            yield from _family(family)
+            yield f"counter name {port_key} map @{identifier(name)}"
         case Translate(rewrite, family, name):
             yield from _family(family)
             # nft wants to know the transport header before it looks a port up.

@@ -1,6 +1,6 @@
 """Program → libnftables' JSON, for `nft -j -f`: libnftables-json(5). Pure.
 
-Each object is on a line of its own. Chains come before the maps whose verdicts jump to them, and rules last, since
+Each object is on a line of its own. Counters and chains come before the maps that lead to them, and rules last, since
 objects are added one by one, unlike in nft's own language (and unlike `nft -j list`, which cannot be loaded as it is).
 
 Two limits of libnftables (src/parser_json.c): a string that starts with "@" is a set, and the name of a protocol is its
@@ -21,10 +21,11 @@ from redirector.errors import Refused, printable
 from redirector.model import PROTOCOLS, Ruleset
 from redirector.naming import TABLE
 from redirector.program import (
-    COUNTED,
+    COUNTS,
     INTERFACES,
     PORTS,
     SETS,
+    Count,
     Dispatch,
     Guard,
     Jump,
@@ -36,7 +37,7 @@ from redirector.program import (
     Rule,
     Translate,
 )
-from redirector.renderers.nft import HEADERS, KEY_TYPES, check, identifier, key_parts, mask, plain, size
+from redirector.renderers.nft import DATA_TYPES, HEADERS, KEY_TYPES, check, identifier, key_parts, mask, plain, size
 
 Json = dict[str, Any]
 
@@ -65,6 +66,8 @@ def _objects(program: Program) -> Iterator[Json]:
             place = chain.hook
             found |= {"type": place.type, "hook": place.hook, "prio": place.priority, "policy": place.policy}
         yield {"chain": found}
+    for name in sorted(program.counters):
+        yield {"counter": {"family": "inet", "table": TABLE, "name": identifier(name)}}
     for name, wanted in program.maps.items():
         yield {"set" if wanted.kind in SETS else "map": _map(name, wanted)}
     for name, chain in program.chains.items():
@@ -80,10 +83,8 @@ def _map(name: str, wanted: Map) -> Json:
     found: Json = {"family": "inet", "table": TABLE, "name": identifier(name)}
     found["type"] = types[0] if len(types) == 1 else list(types)
     if wanted.kind not in SETS:
-        found["map"] = "inet_service" if wanted.kind == PORTS else "verdict"
+        found["map"] = DATA_TYPES[wanted.kind]
     found["size"] = size(wanted)
-    if wanted.kind in COUNTED:
-        found["stmt"] = [{"counter": None}]
     if wanted.entries:
         found["elem"] = list(_elements(wanted))
     return found
@@ -100,7 +101,13 @@ def _elements(wanted: Map) -> Iterator[Any]:
         if wanted.kind in SETS:
             yield found
         else:
-            yield [found, value if wanted.kind == PORTS else _jump(value)]
+            yield [found, _data(wanted.kind, value)]
+
+
+def _data(kind: str, value: Any) -> Any:
+    if kind == PORTS:
+        return value
+    return identifier(value) if kind == COUNTS else _jump(value)
 
 
 def statements(rule: Rule) -> Iterator[Json]:
@@ -120,6 +127,9 @@ def statements(rule: Rule) -> Iterator[Json]:
             if interface:
                 yield _match(INTERFACE, _interface(interface))
             yield _jump(chain)
+        case Count(family, name):
+            yield from _family(family)
+            yield {"counter": _look_up("map", {"concat": [PROTOCOL, PORT]}, name)}
         case Translate(rewrite, family, name):
             yield from _family(family)
             yield _match(PROTOCOL, {"set": list(PROTOCOLS)})

@@ -261,7 +261,7 @@ def observe(case: Case, wanted: Ruleset) -> None:
             continue
         check_told(output.plan_text(plan, PLAIN))
         json.dumps(output.plan_json(plan))
-        Batch(plan.steps, snapshot.genid, 1, reconcile._carried(plan, snapshot)).committed()
+        Batch(plan.steps, snapshot.genid, 1).committed()
         if not snapshot.foreign:
             after = perform(snapshot.program, plan.steps)
             assert not make_plan(plan.desired, after)
@@ -271,8 +271,8 @@ def commit(case: Case, wanted: Ruleset) -> None:
     """Transactions are sent and checked, and the answers understood."""
     backend = backend_for(case)
     steps = make_plan(compile_ruleset(wanted), None).steps[:STEPS]
-    send: Callable[[], object] = partial(backend.commit, steps, 1, {})
-    for ask in (send, send, send, partial(backend.check, steps, {}), backend.genid):
+    send: Callable[[], object] = partial(backend.commit, steps, 1)
+    for ask in (send, send, send, partial(backend.check, steps), backend.genid):
         try:
             ask()
         except (RedirectorError, OSError, Overtaken, OutcomeDoubtful) as error:

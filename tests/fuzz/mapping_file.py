@@ -240,7 +240,7 @@ def check_ruleset(found: Ruleset) -> None:
     program = compile_ruleset(found)
     plan = make_plan(program, None)
     assert perform(None, plan.steps) == program
-    Batch(plan.steps, 1, 1, {}).committed()
+    Batch(plan.steps, 1, 1).committed()
     for kind in renderers.KINDS:
         try:
             renderers.render(kind, found, program)

@@ -66,7 +66,8 @@ add quota inet redirector most { over 10 mbytes; }
 add rule inet redirector mine tcp dport { 1, 2-5 } limit rate 5/second log prefix "odd " counter accept
 add rule inet redirector mine ct state established,related ip saddr @slow drop comment "ünï"
 add rule inet redirector arriving meta mark set 7 return
-add element inet redirector ports { tcp . 99 counter packets 5 bytes 6 comment "stranger" : 98 }
+add element inet redirector ports { tcp . 99 comment "stranger" : 98 }
+add element inet redirector counts { tcp . 99 : "seen" }
 delete element inet redirector ports { tcp . 80 }
 """
 FOREIGN = 'table inet redirector { comment "made by redirectors"; chain c { type nat hook prerouting priority -9; }; }'
@@ -119,9 +120,9 @@ def _refused(lab: Lab) -> Case:
         wrong = (AddRules("own", (LocalJump("nowhere"),)), AddRules("nowhere", (LocalJump("own"),)))
         for steps, expect in ((wrong, genid + 1), (wrong, genid), ((DeleteMap("ports"),), genid)):
             with suppress(Overtaken, Refused, OutcomeDoubtful):
-                backend.commit(steps, expect, {})
+                backend.commit(steps, expect)
         with suppress(Refused):
-            backend.check(wrong, {})
+            backend.check(wrong)
         return heard.heard
 
 
@@ -130,8 +131,8 @@ def _taken(lab: Lab) -> Case:
         snapshot = backend.observe()
         heard = recorded(backend._netlink)
         plan = make_plan(compile_ruleset(ruleset(EVERY)), snapshot.program)
-        backend.check(plan.steps, {})
-        backend.commit(plan.steps, backend.genid(), {})
+        backend.check(plan.steps)
+        backend.commit(plan.steps, backend.genid())
         backend.genid()
         return heard.heard
 

@@ -5,7 +5,7 @@ A script is a list of datagrams, each labelled "KIND.N": part of the answer to t
 answered as it was the last time. Sequence numbers are kept relative to the request's.
 """
 
-import socket
+import _socket as socket
 from collections import Counter
 
 from redirector.netlink import HEADER, NetlinkSocket

@@ -343,7 +343,7 @@ class Rig:
         snapshot = self.product.backend.observe()
         for plan in (make_plan(None, snapshot.program), make_plan(program, None)):
             if plan:
-                self.product.backend.commit(plan.steps, self.product.backend.genid(), {})
+                self.product.backend.commit(plan.steps, self.product.backend.genid())
 
     def _applied(self, text: str) -> Ruleset:
         self.product.apply(text)

@@ -5,8 +5,8 @@ input ends, with so many seconds between two commits, and then prints how many o
 holds the last one's number. LIMIT commits are the end in any case.
 
 A table that was there before ours, and has chains of which one comes and goes, is the worst for whoever reads: the
-kernel counts chains over all tables, so a dump that takes two datagrams may miss one of ours, or have one twice. It does
-so where the first datagram ends among ours: `chains_before_ours` says how many of others it takes.
+kernel counts chains over all tables, so a dump that takes two datagrams may miss one of ours, or have one twice. It
+does so where the first datagram ends among ours: `chains_before_ours` says how many of others it takes.
 """
 
 import contextlib

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from redirector import pending
-from redirector.backends.base import Counters, Overtaken
+from redirector.backends.base import Overtaken
 from redirector.backends.nftables.backend import NftablesBackend
 from redirector.compile import compile_ruleset
 from redirector.errors import TryAgain
@@ -157,9 +157,9 @@ class Counting(NftablesBackend):
     overtaken = 0
     taken = 0
 
-    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
+    def commit(self, steps: Iterable[Step], expect: int) -> None:
         try:
-            super().commit(steps, expect, counters)
+            super().commit(steps, expect)
         except Overtaken:
             self.overtaken += 1
             raise

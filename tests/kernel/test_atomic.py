@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from redirector.backends.base import Counters, Overtaken, Snapshot
+from redirector.backends.base import Overtaken, Snapshot
 from redirector.backends.nftables.backend import NftablesBackend
 from redirector.compile import compile_ruleset
 from redirector.errors import Refused, TryAgain
@@ -120,8 +120,8 @@ class TestNoGap:
         with stack, watch:
             for _ in range(10 * ROUNDS):
                 watch.go_on(3)
-                product.backend.commit(make_plan(None, plan.desired).steps, product.genid(), {})
-                product.backend.commit(plan.steps, product.genid(), {})
+                product.backend.commit(make_plan(None, plan.desired).steps, product.genid())
+                product.backend.commit(plan.steps, product.genid())
                 if watch.failures:
                     break
         assert watch.failures
@@ -134,17 +134,17 @@ class TestAllOrNothing:
         wanted = make_plan(compile_ruleset(ruleset(WEB + others(0))), product.backend.observe().program)
         broken: tuple[Step, ...] = (*wanted.steps, AddRules("own", (LocalJump("nowhere"),)))
         with pytest.raises(Refused, match=r"nothing was changed: a rule of chain own"):
-            product.backend.commit(broken, genid, {})
+            product.backend.commit(broken, genid)
         assert product.genid() == genid
         assert handles(lab.host) == listing
-        product.backend.commit(wanted.steps, genid, {})  # the fault was the only obstacle
+        product.backend.commit(wanted.steps, genid)  # the fault was the only obstacle
         assert product.backend.observe().program == wanted.desired
 
     def test_what_is_in_use_is_not_taken_away(self, lab: Lab, product: Product) -> None:
         product.apply(WEB)
         genid = product.genid()
         with pytest.raises(Refused, match="map ports"):
-            product.backend.commit((DeleteMap("ports"),), genid, {})
+            product.backend.commit((DeleteMap("ports"),), genid)
         assert product.genid() == genid
 
 
@@ -166,8 +166,8 @@ class TestDryRun:
         product.apply(WEB)
         genid = product.genid()
         with pytest.raises(Refused, match="chain a"):
-            product.backend.check((AddChain("a", None), AddRules("a", (LocalJump("nowhere"),))), {})
-        product.backend.check((AddChain("a", None), AddChain("b", None), AddRules("a", (LocalJump("b"),))), {})
+            product.backend.check((AddChain("a", None), AddRules("a", (LocalJump("nowhere"),))))
+        product.backend.check((AddChain("a", None), AddChain("b", None), AddRules("a", (LocalJump("b"),))))
         assert product.genid() == genid
         assert product.status().state == "in-sync"
 
@@ -181,21 +181,21 @@ class Busy(NftablesBackend):
         self.times = times
         self.commits = 0
 
-    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
+    def commit(self, steps: Iterable[Step], expect: int) -> None:
         self.commits += 1
         if self.commits <= self.times:
             name = f"other{self.commits}"
             self.lab.host.nft(f"table inet {name} {{ }}; delete table inet {name}")
-        super().commit(steps, expect, counters)
+        super().commit(steps, expect)
 
 
 class Meddled(Busy):
     """Somebody else changes our own table, just once: what was planned is not what is needed any more."""
 
-    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
+    def commit(self, steps: Iterable[Step], expect: int) -> None:
         if not self.commits:
             self.lab.host.nft("delete element inet redirector ports { tcp . 80 }")
-        super().commit(steps, expect, counters)
+        super().commit(steps, expect)
 
 
 class TestOvertaken:
@@ -205,7 +205,7 @@ class TestOvertaken:
         genid, listing = product.genid(), handles(lab.host)
         wanted = make_plan(compile_ruleset(ruleset(WEB + others(0))), product.backend.observe().program)
         with pytest.raises(Overtaken):
-            product.backend.commit(wanted.steps, genid + off, {})
+            product.backend.commit(wanted.steps, genid + off)
         assert product.genid() == genid
         assert handles(lab.host) == listing
 
@@ -247,8 +247,8 @@ class Chatty(NftablesBackend):
     readings = 0
     lab: Lab
 
-    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
-        super().commit(steps, expect, counters)
+    def commit(self, steps: Iterable[Step], expect: int) -> None:
+        super().commit(steps, expect)
         self.lab.host.nft("table inet other { chain c { }; }")
 
     def observe(self) -> Snapshot:
@@ -259,8 +259,8 @@ class Chatty(NftablesBackend):
 class Spiteful(Chatty):
     """The same, and what they commit undoes part of ours, the first time."""
 
-    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
-        super().commit(steps, expect, counters)
+    def commit(self, steps: Iterable[Step], expect: int) -> None:
+        super().commit(steps, expect)
         if self.readings == 1:
             self.lab.host.nft("flush map inet redirector ports")
 

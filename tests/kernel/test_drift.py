@@ -22,6 +22,7 @@ EVERYTHING = (
     + mapping("own", 443, 8443, interface="lo")
 )
 MAPPINGS = ["web", "staff", "dns", "link", "own"]
+COUNTING = 'counter name meta l4proto . th dport map @counts comment "connections by mapping"'
 LEADS = "meta l4proto { tcp, udp, sctp }"
 
 
@@ -67,12 +68,14 @@ REBUILT_MAP = f"""
             ip6 daddr vmap @arriving_addresses_ipv6
             iifname vmap @arriving_interfaces
             iifname "veth*" jump arriving_on_veth_2a
+            {COUNTING}
             {LEADS} dnat to :meta l4proto . th dport map @ports comment "new port"
         }}
         chain own {{
             ip daddr vmap @own_addresses_ipv4
             ip6 daddr vmap @own_addresses_ipv6
             jump own_on_lo
+            {COUNTING}
             {LEADS} dnat to :meta l4proto . th dport map @ports comment "new port"
         }}
     }}"""
@@ -109,6 +112,54 @@ TAMPERINGS = (
     element("a guard added", '+guards { tcp . 22 comment "web" }', "changed"),
     element("a guard of an address deleted", "-guards_ipv6_at { 2001:db8:1::2 . udp . 5300 }", "changed", "dns"),
     element("a guard of an address added", "+guards_ipv4_at { 192.0.2.1 . tcp . 5300 }", "extra", "", "tcp 5300"),
+    element("a counting element deleted", "-counts { tcp . 80 }", "changed", words="web tcp 80 not counted"),
+    element(
+        "a counting element of a scope deleted",
+        "-arriving_on_veth_2a_redirect-counts_ipv4 { tcp . 1002 }",
+        "changed",
+        "link",
+        "tcp 1002 on veth* ipv4 not counted",
+    ),
+    element(
+        "a counting element turned",
+        '-counts { udp . 81 } | +counts { udp . 81 : "taken_staff" }',
+        "changed",
+        words="web udp 81 counted by taken_staff",
+    ),
+    element(
+        "a counting element turned to a counter of others",
+        '-counts { udp . 81 }\nadd counter inet redirector mine | +counts { udp . 81 : "mine" }',
+        "changed",
+        words="web udp 81 counted by mine",
+    ),
+    element(
+        "a counting element added",
+        '+counts { tcp . 22 : "taken_web" }',
+        "changed",
+        words="web tcp 22 counted by taken_web and not redirected",
+    ),
+    element(
+        "a counting element with a comment",
+        '-counts { tcp . 80 } | +counts { tcp . 80 comment "web" : "taken_web" }',
+        "changed",
+        words="web tcp 80 counted by taken_web, attribute 6",
+    ),
+    Tampering(
+        "a counting map flushed",
+        "flush map inet redirector counts",
+        "changed",
+        "tcp 80-81, udp 80-81 not counted",
+        frozenset({"web"}),
+    ),
+    Tampering(
+        "a counter deleted",
+        "flush map inet redirector arriving_from_192.0.2.0/24_counts\n"
+        "flush map inet redirector arriving_from_2001-db8-1--/64_counts\n"
+        "delete counter inet redirector taken_staff",
+        "structure",
+        "counter taken_staff is missing",
+        frozenset({"staff"}),
+    ),
     Tampering("a map flushed", "flush map inet redirector ports", "changed", "80-81 → 8080", frozenset({"web"})),
     Tampering("a set flushed", "flush set inet redirector guards", "changed", "8080 refused", frozenset({"web"})),
     structure(
@@ -139,7 +190,33 @@ TAMPERINGS = (
         mappings="link",
     ),
     structure("a verdict map flushed", "flush map ~ arriving_addresses_ipv6", mappings="dns"),
-    structure("a rule deleted", "delete rule ~ arriving handle {arriving/6}", mappings="web"),
+    structure("a rule deleted", "delete rule ~ arriving handle {arriving/7}", mappings="web"),
+    structure(
+        "a counting rule deleted",
+        "delete rule ~ arriving handle {arriving/6}",
+        "chain arriving lacks a rule: count map counts (serves web)",
+        mappings="web",
+    ),
+    structure(
+        "a counting rule that names one counter",
+        'replace rule ~ own handle {own/3} counter name "taken_staff" comment "connections by mapping"',
+        "chain own has a rule that is not ours",
+        mappings="web dns own",
+    ),
+    structure(
+        "a counting rule behind the one that translates",
+        f"delete rule ~ own handle {{own/3}}\nadd rule ~ own {COUNTING}",
+        "chain own has its rules in another order",
+        mappings="web dns own",
+    ),
+    structure(
+        "a counting map replaced",
+        f"flush chain ~ own_on_lo; delete map ~ own_on_lo_counts\n"
+        "add map ~ own_on_lo_counts {{ type inet_proto . inet_service : quota; size 64; }}\n"
+        f'add rule ~ own_on_lo {LEADS} dnat to :meta l4proto . th dport map @own_on_lo_ports comment "new port"',
+        "map own_on_lo_counts is of another kind",
+        mappings="own",
+    ),
     structure("a dispatching rule deleted", "delete rule ~ arriving handle {arriving/1}", mappings="staff"),
     structure("a wildcard's rule deleted", "delete rule ~ arriving handle {arriving/5}", mappings="link"),
     structure("the rule at a hook deleted", "delete rule ~ output handle {output/0}", mappings="web dns own"),
@@ -168,7 +245,7 @@ TAMPERINGS = (
     ),
     structure(
         "rules in another order",
-        f"delete rule ~ own handle {{own/3}}\n"
+        f"delete rule ~ own handle {{own/4}}\n"
         f'insert rule ~ own {LEADS} dnat to :meta l4proto . th dport map @ports comment "new port"',
         "chain own has its rules in another order",
         mappings="web dns own",
@@ -197,13 +274,13 @@ TAMPERINGS = (
     ),
     structure(
         "a rule's rewrite changed",
-        "replace rule ~ own handle {own/3} "
+        "replace rule ~ own handle {own/4} "
         f'{LEADS} redirect to :meta l4proto . th dport map @ports comment "new port"',
         mappings="web dns own",
     ),
     structure(
         "a rule's protocols changed",
-        "replace rule ~ own handle {own/3} "
+        "replace rule ~ own handle {own/4} "
         'meta l4proto { tcp, udp } dnat to :meta l4proto . th dport map @ports comment "new port"',
         mappings="web dns own",
     ),
@@ -272,12 +349,19 @@ TAMPERINGS = (
         "add map ~ mine {{ type inet_proto . inet_service : inet_service; size 64; counter; }}",
         "map mine is not ours",
     ),
-    structure("a counter added", "add counter ~ mine", "object mine"),
+    structure("a counter added", "add counter ~ mine", "counter mine is not ours"),
+    structure("a counter of a mapping that there is not", "add counter ~ taken_off", "counter taken_off is not ours"),
+    structure("a counter in a rule", 'add counter ~ mine\nadd rule ~ own counter name "mine"', mappings="web dns own"),
     structure("a quota added", "add quota ~ mine {{ over 10 mbytes; }}", "object mine"),
     structure(
-        "a map with timeouts", REBUILT_MAP.replace("OPTIONS", "counter; flags timeout;"), "map ports", mappings="all"
+        "a map with timeouts",
+        REBUILT_MAP.replace("OPTIONS", "flags timeout;"),
+        "map ports is of another kind",
+        mappings="web",
     ),
-    structure("a map without counters", REBUILT_MAP.replace("OPTIONS", ""), "map ports", mappings="all"),
+    structure(
+        "a map with counters", REBUILT_MAP.replace("OPTIONS", "counter"), "map ports is of another kind", mappings="web"
+    ),
     structure("the table asleep", "add table ~ {{ flags dormant; }}", "dormant", mappings="all"),
     structure("the table flushed", "flush table ~", "chain prerouting lacks a rule", mappings="all"),
     structure("the table deleted", "delete table ~", "the table is gone", mappings="all"),
@@ -384,7 +468,7 @@ def test_names_that_nft_cannot_write(lab: Lab, product: Product) -> None:
     """The kernel takes any bytes for a name: they are told without harm to a terminal, and taken away."""
     product.apply(EVERYTHING)
     before = words(lab.host)
-    product.backend.commit((AddChain("mine\x1b[2J\n; flush ruleset", None),), product.genid(), {})
+    product.backend.commit((AddChain("mine\x1b[2J\n; flush ruleset", None),), product.genid())
     told = product.run("status", code=2)
     assert "mine\\x1b[2J\\n; flush ruleset" in told
     assert "\x1b" not in told
@@ -413,13 +497,13 @@ class TestNotInvented:
         lab.host.serve("tcp", HOST[0], 8080)
         with lab.client.talk("tcp", HOST[0], 81) as conversation:
             conversation.ask()
-            lab.host.nft(
-                "delete element inet redirector ports { tcp . 80 }\n"
-                'add element inet redirector ports { tcp . 80 counter packets 9 bytes 999 comment "web" : 8080 }'
-            )
+            found = product.json("status")
+            assert (found["state"], found["drift"]) == ("in-sync", [])
+            assert {one["name"]: one["connections"] for one in found["mappings"]}["web"] == 1
+            lab.host.nft("reset counters table inet redirector")
             found = product.json("status")
         assert (found["state"], found["drift"]) == ("in-sync", [])
-        assert {one["name"]: one["connections"] for one in found["mappings"]}["web"] == 10
+        assert {one["name"]: one["connections"] for one in found["mappings"]}["web"] == 0
 
     def test_what_others_do_in_tables_of_their_own(self, lab: Lab, product: Product) -> None:
         product.apply(EVERYTHING)
@@ -441,7 +525,7 @@ class TestNotInvented:
 
     def test_a_map_that_has_another_size(self, lab: Lab, product: Product) -> None:
         product.apply(EVERYTHING)
-        lab.host.nft(REBUILT_MAP.replace("OPTIONS", "counter").replace("size 64", "size 1000"))
+        lab.host.nft(REBUILT_MAP.replace("OPTIONS", "").replace("size 64", "size 1000"))
         assert product.json("status")["state"] == "in-sync"
 
 

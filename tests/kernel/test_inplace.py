@@ -30,7 +30,14 @@ def taken(product: Product) -> dict[str, int]:
 
 def frame(lab: Lab) -> list[str]:
     """Chains, rules, maps and the table with their handles: everything but elements and counters."""
-    return [line for line in handles(lab.host).splitlines() if "# handle" in line]
+    lines = handles(lab.host).splitlines()
+    return [line for line in lines if "# handle" in line and not line.startswith("\tcounter ")]
+
+
+def counters(lab: Lab) -> dict[str, str]:
+    """The handle of each counter: one that is made anew has another."""
+    found = (line.split() for line in handles(lab.host).splitlines() if line.startswith("\tcounter "))
+    return {words[1]: words[-1] for words in found}
 
 
 class TestCounters:
@@ -62,23 +69,55 @@ class TestCounters:
         product.apply(kept + mapping("c", [81, 82], 8080))
         for address in ANY:
             lab.host.serve("tcp", address, 8080, 8081, 2000)
-        before, listing = product.genid(), frame(lab)
+        before, listing, made = product.genid(), frame(lab), counters(lab)
         for port in (80, 80, 1000, 81, 82):
             assert isinstance(lab.client.ask_tcp(HOST[0], port), Answered)
         assert taken(product) == {"a": 2, "b": 1, "c": 2}
 
         product.run("apply", product.file(kept + mapping("c", [81, 82], 8081)))  # another target: both ports anew
-        assert taken(product) == {"a": 2, "b": 1, "c": 0}
+        assert taken(product) == {"a": 2, "b": 1, "c": 2}
         assert lab.client.ask_tcp(HOST[0], 81) == Answered(8081, CLIENT[0], HOST[0])
         assert lab.client.ask_tcp(HOST[0], 82) == Answered(8081, CLIENT[0], HOST[0])
-        product.run("apply", product.file(kept + mapping("c", [81, 83], 8081)))  # another port: the first one stays
-        assert taken(product) == {"a": 2, "b": 1, "c": 1}
+        product.run("apply", product.file(kept + mapping("c", [81, 83], 8081)))  # another port
+        assert taken(product) == {"a": 2, "b": 1, "c": 4}
+        assert counters(lab) == made
         product.run("apply", product.file(kept + mapping("d", [81, 83], 8081)))  # another name
         assert taken(product) == {"a": 2, "b": 1, "d": 0}
+        assert lab.client.ask_tcp(HOST[0], 83) == Answered(8081, CLIENT[0], HOST[0])
+        assert taken(product) == {"a": 2, "b": 1, "d": 1}
         product.run("apply", product.file(mapping("new", 90, 8080) + kept))  # one that goes, one that comes
         assert taken(product) == {"new": 0, "a": 2, "b": 1}
         assert product.genid() == before + 4
         assert frame(lab) == listing  # no chain, rule or map was made anew
+        kept_counters = {name: made[name] for name in ("taken_a", "taken_b")}
+        assert counters(lab) == kept_counters | {"taken_new": counters(lab)["taken_new"]}
+
+    def test_a_count_outlives_whatever_becomes_of_the_mapping(self, lab: Lab, product: Product) -> None:
+        """As long as there is a mapping of that name: another scope, rewrite, family, target, or all at once."""
+        lab.host.serve("tcp", ANY[0], 8080, 8081)
+        forms = (
+            mapping("web", 80, 8080),
+            mapping("web", 80, 8080, source=CLIENT[0]),
+            mapping("web", 80, 8081, address=HOST[0], local=False),
+            mapping("web", 80, 8081, rewrite="redirect"),
+            mapping("web", 80, 8080, family="ipv4", exclusive=True),
+            mapping("web", ["70-89", "90-99"], 8080),
+            mapping("web", [80, "1000-1999"], 8080),
+        )
+        for number, form in enumerate(forms, 1):
+            product.run("apply", product.file(form))
+            assert isinstance(lab.client.ask_tcp(HOST[0], 80), Answered)
+            assert taken(product) == {"web": number}
+            assert set(counters(lab)) == {"taken_web"}
+        for away in (mapping("web", 80, 8080, enabled=False) + mapping("x", 81, 8080), mapping("x", 81, 8080)):
+            product.run("apply", product.file(away))
+            assert set(counters(lab)) == {"taken_x"}
+            product.run("apply", product.file(forms[0]))
+            assert taken(product) == {"web": 0}
+            assert isinstance(lab.client.ask_tcp(HOST[0], 80), Answered)
+            assert taken(product) == {"web": 1}
+        product.run("remove")
+        assert counters(lab) == {}
 
     def test_a_new_scope_leaves_the_maps_of_others_alone(self, lab: Lab, product: Product) -> None:
         kept = mapping("a", 80, 8080) + mapping("b", 80, 8081, address=HOST_SECONDARY[0])
@@ -94,7 +133,7 @@ class TestCounters:
         assert taken(product) == {"a": 1, "b": 1}
         assert lab.client.ask_tcp(HOST[0], 80, CLIENT_OTHER[0]) == Answered(8080, CLIENT_OTHER[0], HOST[0])
 
-    def test_growth_beyond_a_maps_size_carries_them_over(self, lab: Lab, product: Product) -> None:
+    def test_growth_beyond_a_maps_size_leaves_them_alone(self, lab: Lab, product: Product) -> None:
         kept = mapping("a", 80, 8080, exclusive=True)
         product.apply(kept)
         lab.host.serve("tcp", ANY[0], 8080, 8081)
@@ -123,10 +162,10 @@ class TestCounters:
             lab.client.ask_tcp(HOST[0], port)
         lab.host.nft("delete element inet redirector ports { tcp . 81 }")
         product.run("apply", file)
-        assert taken(product) == {"a": 1, "b": 0}
+        assert taken(product) == {"a": 1, "b": 1}
         lab.host.nft("flush chain inet redirector prerouting")
         product.run("apply", file)
-        assert taken(product) == {"a": 1, "b": 0}
+        assert taken(product) == {"a": 1, "b": 1}
 
 
 @families

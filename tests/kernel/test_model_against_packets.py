@@ -46,7 +46,7 @@ def load(backend: NftablesBackend, ruleset: Ruleset) -> None:
     snapshot = backend.observe()
     plan = make_plan(compile_ruleset(ruleset), snapshot.program)
     if plan:
-        backend.commit(plan.steps, snapshot.genid, {})
+        backend.commit(plan.steps, snapshot.genid)
     assert backend.observe().program == plan.desired
 
 
@@ -54,7 +54,7 @@ def empty(backend: NftablesBackend) -> None:
     snapshot = backend.observe()
     plan = make_plan(None, snapshot.program)
     if plan:
-        backend.commit(plan.steps, snapshot.genid, {})
+        backend.commit(plan.steps, snapshot.genid)
 
 
 def delivery(field: Field, packet: Packet, decision: Decision) -> Heard | None:

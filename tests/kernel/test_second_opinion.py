@@ -56,7 +56,7 @@ class Place:
     def commit(self, program: Program) -> None:
         """Our own way in, from nothing."""
         self.library.flush()
-        self.backend.commit(make_plan(program, None).steps, self.backend.genid(), {})
+        self.backend.commit(make_plan(program, None).steps, self.backend.genid())
 
     def holds(self, program: Program) -> bool:
         """Whether what we observe is the Program, with no step left to do."""

@@ -10,7 +10,7 @@ Only BATCH_END asks for an acknowledgement: one answer for the whole transaction
 answer in time, proves nothing either way, and is told as OutcomeDoubtful.
 
 Lowest kernel: 5.10, the first that keeps a table's comment (NFTA_TABLE_USERDATA), which is our mark; the other things
-used are older: NAT in the inet family 5.2, map-wide counters (NFTA_SET_EXPR) 5.7, NFNL_BATCH_GENID 4.16.
+used are older: NAT in the inet family 5.2, NFNL_BATCH_GENID 4.16, maps of objects (NFT_SET_OBJECT) 4.10.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import errno
 import os
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from typing import Any
 
-from redirector.backends.base import Counters, OutcomeDoubtful, Overtaken, Snapshot
+from redirector.backends.base import OutcomeDoubtful, Overtaken, Snapshot
 from redirector.backends.nftables import decode, wire
 from redirector.backends.nftables.encode import Batch, header, nfgenmsg
 from redirector.backends.nftables.rules import decode_rule, parse_expressions
@@ -40,7 +39,7 @@ from redirector.netlink import (
     table,
 )
 from redirector.plan import Step
-from redirector.program import COUNTED, Chain, Map, Program, Rule
+from redirector.program import Chain, Map, Program, Rule
 
 LOWEST_KERNEL = (5, 10)
 READINGS = 50  # of a table that others keep changing
@@ -122,8 +121,8 @@ class NftablesBackend:
             previous = seen
         raise TryAgain("others change the kernel's tables faster than they can be read", "try again in a moment")
 
-    def check(self, steps: Iterable[Step], counters: Counters) -> None:
-        batch = Batch(steps, 0, self._netlink.next_seq(), counters)
+    def check(self, steps: Iterable[Step]) -> None:
+        batch = Batch(steps, 0, self._netlink.next_seq())
         try:
             self._netlink.send(batch.dry())
         except OSError as error:
@@ -132,8 +131,8 @@ class NftablesBackend:
         if failure:
             raise failure
 
-    def commit(self, steps: Iterable[Step], expect: int, counters: Counters) -> None:
-        batch = Batch(steps, expect, self._netlink.next_seq(), counters)
+    def commit(self, steps: Iterable[Step], expect: int) -> None:
+        batch = Batch(steps, expect, self._netlink.next_seq())
         try:
             self._netlink.send(batch.committed())
         except OSError as error:
@@ -198,7 +197,6 @@ class NftablesBackend:
         if foreign:
             return Snapshot(Program({}, {}, wire.number(row.get(wire.TABLE_FLAGS))), genid, foreign)
         maps: dict[str, Map] = {}
-        counters: dict[str, dict[Any, tuple[int, int]]] = {}
         members: dict[str, frozenset[int]] = {}
         for found in decode.ours(
             decode.rows(self._dump(wire.GETSET, attr(wire.SET_TABLE, wire.text(TABLE)))), wire.SET_TABLE
@@ -211,13 +209,11 @@ class NftablesBackend:
             if kind not in wire.SET_TYPES:
                 maps[set_name] = Map(kind, {})
                 continue
-            entries, counted = decode.entries(kind, self._elements(set_name))
-            maps[set_name] = Map(kind, entries, decode.capacity(found))
-            if kind in COUNTED:
-                counters[set_name] = counted
+            maps[set_name] = Map(kind, decode.entries(kind, self._elements(set_name)), decode.capacity(found))
         chains = self._chains(members)
         flags = wire.number(row.get(wire.TABLE_FLAGS))
-        return Snapshot(Program(chains, maps, flags, tuple(self._strays())), genid, "", counters)
+        counters, strays = self._objects()
+        return Snapshot(Program(chains, maps, flags, strays, frozenset(counters)), genid, "", counters)
 
     def _elements(self, set_name: str) -> list[Message]:
         place = attr(wire.ELEMENTS_TABLE, wire.text(TABLE)) + attr(wire.ELEMENTS_SET, wire.text(set_name))
@@ -237,16 +233,14 @@ class NftablesBackend:
             chains[name] = Chain(decode.hook(row), tuple(rules.get(name, ())))
         return chains
 
-    def _strays(self) -> list[str]:
-        """Objects and flowtables in our table: we never make any."""
-        return [
-            f"{word} {printable(wire.untext(row.get(name, b'')))}"
-            for kind, name, word in (
-                (wire.GETOBJ, wire.OBJ_NAME, "object"),
-                (wire.GETFLOWTABLE, wire.FLOWTABLE_NAME, "flowtable"),
-            )
-            for row in self._rows(kind, wire.OBJ_TABLE)
-        ]
+    def _objects(self) -> tuple[dict[str, tuple[int, int]], tuple[str, ...]]:
+        """(packets, bytes) by counter; and the other objects and flowtables in our table: we never make any."""
+        objects = self._rows(wire.GETOBJ, wire.OBJ_TABLE)
+        flowtables = self._rows(wire.GETFLOWTABLE, wire.FLOWTABLE_TABLE)
+        strays = [("object", row.get(wire.OBJ_NAME, b"")) for row in objects if not decode.is_counter(row)]
+        strays += [("flowtable", row.get(wire.FLOWTABLE_NAME, b"")) for row in flowtables]
+        counters = dict(decode.counter(row) for row in objects if decode.is_counter(row))
+        return counters, tuple(f"{word} {printable(wire.untext(name))}" for word, name in strays)
 
 
 def _explained(error: OSError) -> Exception:

@@ -16,10 +16,9 @@ from redirector.backends.nftables.encode import MARK
 from redirector.errors import printable
 from redirector.naming import TABLE
 from redirector.netlink import Message, attr, attributes, table
-from redirector.program import COUNTED, PORTS, SETS, Entries, Hook
+from redirector.program import COUNTS, NAMED, PORTS, VERDICTS, Entries, Hook
 
 Attributes = dict[int, bytes]
-COUNTER = b"counter\0"
 
 
 def rows(messages: Iterable[Message]) -> list[Attributes]:
@@ -63,20 +62,26 @@ def chain_name(row: Attributes, attribute: int) -> str:
 
 def set_kind(row: Attributes) -> str:
     """The kind of map that a set is, or words for one that is none of ours."""
-    flags = wire.number(row.get(wire.SET_FLAGS))
-    data_type = wire.number(row[wire.SET_DATA_TYPE]) if wire.SET_DATA_TYPE in row else None
-    key = wire.number(row.get(wire.SET_KEY_TYPE)), wire.number(row.get(wire.SET_KEY_LEN))
-    counted = [wire.SET_EXPR] if table(row.get(wire.SET_EXPR, b"")).get(wire.EXPR_NAME) == COUNTER else []
+    asked = wire.SET_KEY_TYPE, wire.SET_KEY_LEN, wire.SET_FLAGS, wire.SET_DATA_TYPE, wire.SET_OBJ_TYPE
+    found = wire.SetType(*(wire.number(row.get(attribute)) for attribute in asked))
+    more = any(odd in row for odd in (wire.SET_TIMEOUT, wire.SET_EXPR, wire.SET_EXPRESSIONS))
     for kind, shape in wire.SET_TYPES.items():
-        if (
-            (shape.key_type, shape.key_len) == key
-            and shape.data_type == data_type
-            and flags == (wire.SET_MAP if data_type is not None else 0)
-            and bool(counted) == shape.counted
-            and not any(odd in row for odd in (wire.SET_TIMEOUT, wire.SET_OBJ_TYPE, wire.SET_EXPRESSIONS))
-        ):
+        # (The length of the data follows from its type; that of a verdict depends on the machine.)
+        if shape._replace(data_len=0) == found and not more:
             return kind
-    return f"foreign: key type {key[0]:#x} of {key[1]} bytes, flags {flags:#x}"
+    words = f"foreign: key type {found.key_type:#x} of {found.key_len} bytes, flags {found.flags:#x}"
+    return words + (", each element with a counter, a timeout or the like" if more else "")
+
+
+def is_counter(row: Attributes) -> bool:
+    return wire.number(row.get(wire.OBJ_TYPE)) == wire.OBJECT_COUNTER
+
+
+def counter(row: Attributes) -> tuple[str, tuple[int, int]]:
+    """(name, (packets, bytes)) of a counter."""
+    data = table(row.get(wire.OBJ_DATA, b""))
+    values = wire.number(data.get(wire.COUNTER_PACKETS)), wire.number(data.get(wire.COUNTER_BYTES))
+    return wire.untext(row.get(wire.OBJ_NAME, b"")), values
 
 
 def capacity(row: Attributes) -> int:
@@ -105,16 +110,14 @@ def _elements(messages: Iterable[Message]) -> Iterable[bytes]:
                     yield element
 
 
-def entries(kind: str, messages: Iterable[Message]) -> tuple[Entries, dict[Any, tuple[int, int]]]:
-    """(entries, counters by key, none for zero) of a map. An element that we could not have written has a third part in
-    its value: words for what is odd about it."""
+def entries(kind: str, messages: Iterable[Message]) -> Entries:
+    """The entries of a map. An element that we could not have written has a third part in its value: words for what is
+    odd about it."""
     found: Entries = {}
-    counters: dict[Any, tuple[int, int]] = {}
     messages = list(messages)
-    if kind == PORTS and _port_entries(messages, found, counters):
-        return found, counters
+    if kind in (PORTS, COUNTS) and _port_entries(kind, messages, found):
+        return found
     found.clear()
-    counters.clear()
     for element in _elements(messages):
         parts = table(element)
         raw = table(parts.get(wire.ELEM_KEY, b"")).get(wire.DATA_VALUE, b"")
@@ -126,94 +129,70 @@ def entries(kind: str, messages: Iterable[Message]) -> tuple[Entries, dict[Any, 
             found[raw.hex()] = (None, "", "an odd key")  # type: ignore[assignment]
             continue
         found[key] = _entry_value(kind, parts)
-        if kind in COUNTED:
-            counter = table(table(parts.get(wire.ELEM_EXPR, b"")).get(wire.EXPR_DATA, b""))
-            packets = wire.number(counter.get(wire.COUNTER_PACKETS))
-            if packets:
-                counters[key] = packets, wire.number(counter.get(wire.COUNTER_BYTES))
-    return found, counters
-
-
-_EXPECTED = {wire.ELEM_KEY, wire.ELEM_DATA, wire.ELEM_USERDATA, wire.ELEM_EXPR}
+    return found
 
 
 def _entry_value(kind: str, parts: Attributes) -> tuple[Any, str]:
-    odd = [f"attribute {number}" for number in parts if number not in _EXPECTED]
+    expected = {wire.ELEM_KEY}
     value: Any = 0
-    data = parts.get(wire.ELEM_DATA, b"")
+    mapping, fault = "", ""
+    if kind in NAMED:
+        expected.add(wire.ELEM_USERDATA)
+        mapping = printable(wire.parse_comment(parts.get(wire.ELEM_USERDATA)) or "")
     if kind == PORTS:
-        port = table(data).get(wire.DATA_VALUE, b"")
+        expected.add(wire.ELEM_DATA)
+        port = table(parts.get(wire.ELEM_DATA, b"")).get(wire.DATA_VALUE, b"")
         value = wire.number(port)
-        if len(port) != 2:
-            odd.append("an odd port")
-    elif kind not in SETS:
-        value = wire.jump_target(data)
-        if value is None:
-            odd.append("no jump")
-    if kind in COUNTED and table(parts.get(wire.ELEM_EXPR, b"")).get(wire.EXPR_NAME) != COUNTER:
-        odd.append("no counter")
-    mapping = wire.parse_comment(parts.get(wire.ELEM_USERDATA)) or ""
-    if kind not in COUNTED and mapping:
-        odd.append("a comment")
-    found = (value, printable(mapping))
-    return (*found, ", ".join(odd)) if odd else found  # type: ignore[return-value]
+        fault = "" if len(port) == 2 else "an odd port"
+    elif kind == COUNTS:
+        expected.add(wire.ELEM_OBJREF)
+        value = wire.untext(parts.get(wire.ELEM_OBJREF, b""))
+        fault = "" if value else "no counter"
+    elif kind in VERDICTS:
+        expected.add(wire.ELEM_DATA)
+        value = wire.jump_target(parts.get(wire.ELEM_DATA, b""))
+        fault = "" if value else "no jump"
+    odd = [f"attribute {number}" for number in parts if number not in expected]
+    words = ", ".join([*odd, fault] if fault else odd)
+    return (value, mapping, words) if words else (value, mapping)  # type: ignore[return-value]
 
 
-# An element of ours as the kernel dumps it, in network order: list header; key (two headers, protocol, port); data (two
-# headers, port); counter expression (headers and name, bytes, header, packets). What follows is its comment.
-_ELEMENT = struct.Struct(">2s2s8sB3sH2s8sH2s24sQ4sQ")
-_EXPRESSION = attr(wire.EXPR_NAME, COUNTER)
+def _port_entries(kind: str, messages: list[Message], found: Entries) -> bool:
+    """Elements exactly as the kernel dumps ours, unpacked at once: this loop runs 120,000 times.
 
-
-def _frame() -> tuple[bytes, ...]:
-    """The parts of `_ELEMENT` that are the same for all elements."""
-    octets = attr(wire.COUNTER_BYTES, bytes(8))
-    data = attr(wire.EXPR_DATA, octets + attr(wire.COUNTER_PACKETS, bytes(8)))
-    expression = attr(wire.ELEM_EXPR, _EXPRESSION + data)
-    key = attr(wire.ELEM_KEY, attr(wire.DATA_VALUE, bytes(8)))
-    value = attr(wire.ELEM_DATA, attr(wire.DATA_VALUE, bytes(2)))
-    return (
-        attr(wire.LIST_ELEM, b"")[2:4],
-        key[:8],
-        bytes(3),
-        bytes(2),
-        value[:8],
-        bytes(2),
-        expression[:24],
-        data[16:20],
-    )
-
-
-def _port_entries(messages: list[Message], found: Entries, counters: dict[Any, tuple[int, int]]) -> bool:
-    """Elements exactly as the kernel dumps ours, unpacked at once: this loop runs 60,000 times.
-
-    False as soon as one is anything else; what was found until then is worth nothing, and is to be read slowly.
+    An element of ours is, in network order: list header, key (two headers, protocol, port), for ports the data (two
+    headers, target), and a last attribute that is the same for all of a mapping, its comment or its counter. False as
+    soon as one is anything else; what was found until then is worth nothing, and is to be read slowly.
     """
-    frame = _frame()
-    names: dict[bytes, str] = {}
-    unpack, size = _ELEMENT.unpack_from, _ELEMENT.size
+    headers = attr(wire.LIST_ELEM, b"")[2:4] + attr(wire.ELEM_KEY, attr(wire.DATA_VALUE, bytes(8)))[:8]
+    zeros, gap, end_gap, last, layout = bytes(3), bytes(2), b"", wire.ELEM_OBJREF, ">2s10sB3sH2s0s0s"
+    if kind == PORTS:
+        gap += attr(wire.ELEM_DATA, attr(wire.DATA_VALUE, bytes(2)))[:8]
+        end_gap, last, layout = bytes(2), wire.ELEM_USERDATA, ">2s10sB3sH10sH2s"
+    unpack, size = struct.Struct(layout).unpack_from, struct.calcsize(layout)
+    lengths: dict[bytes, int] = {}  # in the machine's order
+    known: dict[bytes, Any] = {}  # what the last attribute stands for: a mapping, or all of a counting entry
     for reply in messages:
-        for kind, value in attributes(reply.payload, 4):
-            if kind != wire.ELEMENTS_LIST:
+        for attribute, value in attributes(reply.payload, 4):
+            if attribute != wire.ELEMENTS_LIST:
                 continue
             offset, end = 0, len(value)
             while offset < end:
                 if offset + size > end:
                     return False
-                raw, a, b, protocol, c, port, d, e, target, f, g, octets, h, packets = unpack(value, offset)
-                length = int.from_bytes(raw, sys.byteorder)
-                if (a, b, c, d, e, f, g, h) != frame or length < size or offset + length > end:
+                raw, a, protocol, b, port, c, target, d = unpack(value, offset)
+                if raw not in lengths:
+                    lengths[raw] = int.from_bytes(raw, sys.byteorder)
+                after = offset + lengths[raw]
+                if a != headers or b != zeros or c != gap or d != end_gap or not offset + size <= after <= end:
                     return False
-                comment = value[offset + size : offset + length]
-                name = names.get(comment)
-                if name is None:
-                    parts = table(comment)
-                    if comment and set(parts) != {wire.ELEM_USERDATA}:
+                rest = value[offset + size : after]
+                if rest not in known:
+                    parts = table(rest)
+                    if set(parts) != {last} and (rest or kind == COUNTS):
                         return False
-                    name = names[comment] = printable(wire.parse_comment(parts.get(wire.ELEM_USERDATA)) or "")
-                key = protocol << 16 | port
-                found[key] = target, name
-                if packets:
-                    counters[key] = packets, octets
-                offset += (length + 3) & ~3
+                    about = wire.untext(parts[last]) if kind == COUNTS else wire.parse_comment(parts.get(last)) or ""
+                    known[rest] = (about, "") if kind == COUNTS else printable(about)
+                found[protocol << 16 | port] = (target, known[rest]) if kind == PORTS else known[rest]
+                offset = (after + 3) & ~3
     return True

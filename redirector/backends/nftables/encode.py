@@ -10,10 +10,9 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
-from redirector.backends.base import Counters
 from redirector.backends.nftables import wire
 from redirector.backends.nftables.rules import ANONYMOUS, comment_of, encode_expressions, expressions
 from redirector.backends.nftables.wire import be32, text
@@ -29,18 +28,20 @@ from redirector.netlink import (
 )
 from redirector.plan import (
     AddChain,
+    AddCounters,
     AddEntries,
     AddMap,
     AddRules,
     AddTable,
     DeleteChain,
+    DeleteCounters,
     DeleteEntries,
     DeleteMap,
     DeleteTable,
     FlushChain,
     Step,
 )
-from redirector.program import INTERFACES, PORTS, Entries
+from redirector.program import COUNTS, INTERFACES, PORTS, Entries
 
 # The table's comment is the mark by which it is known as ours; it never changes (the kernel ignores updates of it).
 MARK = "made by redirector"
@@ -61,13 +62,13 @@ def nfgenmsg(family: int = wire.NFPROTO_INET, resource: int = 0) -> bytes:
 class Batch:
     """An encoded transaction: `data` to send; `about` tells by sequence number what each message was about."""
 
-    def __init__(self, steps: Iterable[Step], expect: int, first_seq: int, counters: Counters) -> None:
+    def __init__(self, steps: Iterable[Step], expect: int, first_seq: int) -> None:
         self.about: dict[int, str] = {first_seq: "begin"}
         self._seq = first_seq
         self._set_id = 0
         self.parts = [self._begin(expect)]
         for step in steps:
-            for kind, flags, payload, about in self._bodies(step, counters):
+            for kind, flags, payload, about in self._bodies(step):
                 self._seq += 1
                 self.about[self._seq] = about
                 self.parts.append(message(header(kind), NLM_F_REQUEST | flags, self._seq, nfgenmsg() + payload))
@@ -94,7 +95,7 @@ class Batch:
         payload = nfgenmsg(0, wire.SUBSYSTEM) + attr(wire.BATCH_GENID, be32(expect))
         return message(wire.BATCH_BEGIN, NLM_F_REQUEST, self._seq, payload)
 
-    def _bodies(self, step: Step, counters: Counters) -> Iterator[Body]:
+    def _bodies(self, step: Step) -> Iterator[Body]:
         match step:
             case AddTable():
                 userdata = attr(wire.TABLE_USERDATA, wire.comment(MARK))
@@ -136,27 +137,38 @@ class Batch:
                 payload = attr(wire.SET_TABLE, _TABLE) + attr(wire.SET_NAME, text(name))
                 yield wire.DELSET, 0, payload, f"map {name}"
             case AddEntries(name, kind, entries):
-                elements = _elements(kind, entries, counters.get(name, {}))
-                yield from _chunked(wire.NEWSETELEM, NLM_F_CREATE, name, elements)
+                yield from _chunked(wire.NEWSETELEM, NLM_F_CREATE, name, _elements(kind, entries))
+            case DeleteEntries(name, kind, keys) if kind in (PORTS, COUNTS):
+                yield from _chunked(wire.DELSETELEM, 0, name, _strided(keys, b""))
             case DeleteEntries(name, kind, keys):
                 raw = (wire.data_value(wire.key_bytes(kind, key)) for key in keys)
                 doomed = (nest(wire.LIST_ELEM, nest(wire.ELEM_KEY, value)) for value in raw)
                 yield from _chunked(wire.DELSETELEM, 0, name, doomed)
+            case AddCounters(names):
+                for name in names:
+                    yield wire.NEWOBJ, NLM_F_CREATE, _counter(name) + nest(wire.OBJ_DATA), f"counter {name}"
+            case DeleteCounters(names):
+                for name in names:
+                    yield wire.DELOBJ, 0, _counter(name), f"counter {name}"
+
+
+def _counter(name: str) -> bytes:
+    kind = attr(wire.OBJ_TYPE, be32(wire.OBJECT_COUNTER))
+    return attr(wire.OBJ_TABLE, _TABLE) + attr(wire.OBJ_NAME, text(name)) + kind
 
 
 def _new_map(name: str, kind: str, capacity: int, set_id: int) -> bytes:
     shape = wire.SET_TYPES[kind]
-    flags = 0 if shape.data_type is None else wire.SET_MAP
-    payload = attr(wire.SET_TABLE, _TABLE) + attr(wire.SET_NAME, text(name)) + attr(wire.SET_FLAGS, be32(flags))
+    payload = attr(wire.SET_TABLE, _TABLE) + attr(wire.SET_NAME, text(name)) + attr(wire.SET_FLAGS, be32(shape.flags))
     payload += attr(wire.SET_KEY_TYPE, be32(shape.key_type)) + attr(wire.SET_KEY_LEN, be32(shape.key_len))
-    if shape.data_type is not None:
+    if shape.data_type:
         payload += attr(wire.SET_DATA_TYPE, be32(shape.data_type)) + attr(wire.SET_DATA_LEN, be32(shape.data_len))
+    if shape.object_type:
+        payload += attr(wire.SET_OBJ_TYPE, be32(shape.object_type))
     # A fixed size makes it a fixed hash: exact dumps, and half the time to fill (a resizable one loses rows in dumps).
     payload += nest(wire.SET_DESC, attr(wire.DESC_SIZE, be32(capacity))) + attr(wire.SET_ID, be32(set_id))
     if kind == INTERFACES:
         payload += attr(wire.SET_USERDATA, wire.HOST_ORDER_KEYS)
-    if shape.counted:
-        payload += nest(wire.SET_EXPR, attr(wire.EXPR_NAME, text("counter")))
     return payload
 
 
@@ -188,70 +200,62 @@ def _chunked(kind: int, flags: int, name: str, elements: Iterator[bytes]) -> Ite
         yield kind, flags, place + nest(wire.ELEMENTS_LIST, *chunk), f"map {name}"
 
 
-def _elements(kind: str, entries: Entries, counters: Mapping[Any, tuple[int, int]]) -> Iterator[bytes]:
-    """Each entry as NFTA_LIST_ELEM; entries with a counter to carry over have it as their first value."""
-    seeded = {key: value for key, value in counters.items() if key in entries and value != (0, 0)} if counters else {}
-    if kind == PORTS and not seeded:
-        yield from _port_elements(entries)
+def _elements(kind: str, entries: Entries) -> Iterator[bytes]:
+    """Each entry as NFTA_LIST_ELEM; of ports and counts, pieces of many."""
+    if kind in (PORTS, COUNTS):
+        yield from _port_elements(kind, entries)
         return
     shape = wire.SET_TYPES[kind]
     for key, (value, mapping, *_) in entries.items():
         parts = [nest(wire.ELEM_KEY, wire.data_value(wire.key_bytes(kind, key)))]
-        if kind == PORTS:
-            parts.append(nest(wire.ELEM_DATA, wire.data_value(struct.pack(">H", value))))
-        elif shape.data_type is not None:
+        if shape.data_type:
             parts.append(nest(wire.ELEM_DATA, wire.verdict(wire.NFT_JUMP, value)))
         if mapping:
             parts.append(attr(wire.ELEM_USERDATA, wire.comment(mapping)))
-        if key in seeded:
-            packets, octets = seeded[key]
-            values = (
-                attr(wire.COUNTER_BYTES, wire.BE64.pack(octets)),
-                attr(wire.COUNTER_PACKETS, wire.BE64.pack(packets)),
-            )
-            parts.append(nest(wire.ELEM_EXPR, attr(wire.EXPR_NAME, text("counter")), nest(wire.EXPR_DATA, *values)))
         yield nest(wire.LIST_ELEM, *parts)
 
 
-def _port_elements(entries: Entries) -> Iterator[bytes]:
-    """The common case, at the speed of memory: elements of one mapping differ in protocol, port and target only.
-
-    So each mapping's elements are one template, repeated, into which those bytes are written by stride. Yields pieces
-    of many elements, each of at most CHUNK_BYTES.
-    """
-    groups: dict[str, tuple[list[int], list[int]]] = {}
-    for key, (target, mapping, *_) in entries.items():
-        found = groups.get(mapping)
-        if found is None:
-            found = groups[mapping] = [], []
-        found[0].append(key)
-        found[1].append(target)
-    for mapping, (keys, targets) in groups.items():
-        template = _port_element(mapping)
-        size = len(template)
-        step = CHUNK_BYTES // size
-        for start in range(0, len(keys), step):
-            some = array("I", keys[start : start + step])
-            piece = bytearray(template * len(some))
-            if sys.byteorder == "little":
-                some.byteswap()
-            raw = some.tobytes()  # each key: 0, protocol, port in network order
-            piece[_PROTOCOL_AT::size] = raw[1::4]
-            piece[_PORT_AT::size], piece[_PORT_AT + 1 :: size] = raw[2::4], raw[3::4]
-            raw = struct.pack(f">{len(some)}H", *targets[start : start + step])
-            piece[_TARGET_AT::size], piece[_TARGET_AT + 1 :: size] = raw[0::2], raw[1::2]
-            yield bytes(piece)
+def _port_elements(kind: str, entries: Entries) -> Iterator[bytes]:
+    """The common case, at the speed of memory: elements of one mapping differ in protocol, port and target only."""
+    owner = 1 if kind == PORTS else 0  # the mapping, or its counter
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for key, value in entries.items():
+        groups[value[owner]].append(key)
+    for name, keys in groups.items():
+        if kind == COUNTS:
+            yield from _strided(keys, attr(wire.ELEM_OBJREF, text(name)))
+        else:
+            about = attr(wire.ELEM_USERDATA, wire.comment(name)) if name else b""
+            yield from _strided(keys, _TARGET + about, [entries[key][0] for key in keys])
 
 
-# Where an element's numbers stand: behind the headers of list, key and value; and of data and value.
+# An element's key by port, and its target, with zeros for the numbers; and where those stand in an element: behind the
+# headers of list, key and value; and of data and value.
+_KEY = nest(wire.ELEM_KEY, wire.data_value(bytes(8)))
+_TARGET = nest(wire.ELEM_DATA, wire.data_value(bytes(2)))
 _PROTOCOL_AT = 4 + 4 + 4
 _PORT_AT = _PROTOCOL_AT + 4
 _TARGET_AT = _PORT_AT + 4 + 4 + 4
 
 
-def _port_element(mapping: str) -> bytes:
-    """An element of a mapping, with zeros for protocol, port and target."""
-    parts = [nest(wire.ELEM_KEY, wire.data_value(bytes(8))), nest(wire.ELEM_DATA, wire.data_value(bytes(2)))]
-    if mapping:
-        parts.append(attr(wire.ELEM_USERDATA, wire.comment(mapping)))
-    return nest(wire.LIST_ELEM, *parts)
+def _strided(keys: Sequence[int], rest: bytes, targets: Sequence[int] = ()) -> Iterator[bytes]:
+    """Elements that are alike but for their numbers: one template, repeated, into which those are written by stride.
+
+    `rest` is what follows the key, with `targets` beginning by `_TARGET`. Yields pieces of many elements, each of at
+    most CHUNK_BYTES.
+    """
+    template = nest(wire.LIST_ELEM, _KEY, rest)
+    size = len(template)
+    step = CHUNK_BYTES // size
+    for start in range(0, len(keys), step):
+        some = array("I", keys[start : start + step])
+        piece = bytearray(template * len(some))
+        if sys.byteorder == "little":
+            some.byteswap()
+        raw = some.tobytes()  # each key: 0, protocol, port in network order
+        piece[_PROTOCOL_AT::size] = raw[1::4]
+        piece[_PORT_AT::size], piece[_PORT_AT + 1 :: size] = raw[2::4], raw[3::4]
+        if targets:
+            raw = struct.pack(f">{len(some)}H", *targets[start : start + step])
+            piece[_TARGET_AT::size], piece[_TARGET_AT + 1 :: size] = raw[0::2], raw[1::2]
+        yield bytes(piece)

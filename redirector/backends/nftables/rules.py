@@ -19,6 +19,7 @@ from redirector.errors import printable
 from redirector.model import PROTOCOLS
 from redirector.netlink import NLA_F_NESTED, attr, attributes, nest, table
 from redirector.program import (
+    Count,
     Dispatch,
     Foreign,
     Guard,
@@ -49,6 +50,7 @@ ANONYMOUS = "__set%d"  # the kernel numbers anonymous sets by this pattern
 
 COMMENTS = {
     LocalJump: "only what is addressed to this host",
+    Count: "connections by mapping",
     Keep: "drained: keeps what was redirected alive",
     Guard: "targets of exclusive mappings are not for direct use",
 }
@@ -145,6 +147,9 @@ def expressions(rule: Rule) -> list[Expression]:
                 stem = text(interface[:-1])[:-1] if interface.endswith("*") else text(interface).ljust(16, b"\0")
                 found += [_meta(META_IIFNAME), _cmp(EQ, stem)]
             return [*found, _jump(chain)]
+        case Count(family, name):
+            counted = _expression("objref", (3, be32(REG_1)), (4, text(name)))
+            return [*_family(family), *_port_key(REG_1, REG32_01), counted]
         case Translate(rewrite, family, name):
             found = [*_family(family), _meta(META_L4PROTO), _member_of(frozenset(PROTOCOLS.values()))]
             found += [*_port_key(REG_1, REG32_01), _lookup(name, REG_1)]
@@ -211,7 +216,7 @@ def _nested(name: str, kind: int) -> int:
 
 # The highest attribute of each expression that this module knows (nf_tables.h as of Linux 6.12).
 _KNOWN = {"meta": 3, "cmp": 3, "payload": 8, "bitwise": 7, "lookup": 5, "immediate": 2, "ct": 4, "fib": 3}
-_KNOWN |= {"redir": 3, "nat": 7, "reject": 2}
+_KNOWN |= {"redir": 3, "nat": 7, "reject": 2, "objref": 5}
 
 
 def parse_expressions(data: bytes, members: dict[str, frozenset[int]]) -> list[Expression]:
@@ -258,6 +263,8 @@ def _guess(found: list[Expression]) -> Rule | None:
     looked_up = wire.untext(named["lookup"].get(1, b"")) if "lookup" in named else ""
     chain = wire.jump_target(named["immediate"].get(2, b"")) if "immediate" in named else None
     family = _guess_family(found)
+    if "objref" in named:
+        return Count(family, wire.untext(named["objref"].get(4, b"")))
     if "fib" in named and chain:
         return LocalJump(chain)
     if "redir" in named or "nat" in named:
@@ -305,6 +312,8 @@ def _words(expression: Expression) -> str:
     values = dict(expression.attributes)
     if expression.name == "lookup":
         return f"lookup @{wire.untext(values.get(1, b''))}"
+    if expression.name == "objref":  # of one object, or of those of a map
+        return f"object @{wire.untext(values[4])}" if 4 in values else f"object {wire.untext(values.get(2, b''))}"
     if expression.name == "immediate":
         chain = wire.jump_target(values.get(2, b""))
         code = wire.number(table(table(values.get(2, b"")).get(wire.DATA_VERDICT, b"")).get(wire.VERDICT_CODE))

@@ -11,7 +11,7 @@ import struct
 from typing import Any
 
 from redirector.netlink import attr, nest, table
-from redirector.program import ADDRESSES, GUARDS, GUARDS_AT, INTERFACES, PORTS
+from redirector.program import ADDRESSES, COUNTS, GUARDS, GUARDS_AT, INTERFACES, PORTS
 from redirector.records import NamedTuple
 
 SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
@@ -28,7 +28,8 @@ NEWRULE, GETRULE, DELRULE = 6, 7, 8
 NEWSET, GETSET, DELSET = 9, 10, 11
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
 NEWGEN, GETGEN = 15, 16
-GETOBJ, GETFLOWTABLE = 19, 23
+NEWOBJ, GETOBJ, DELOBJ = 18, 19, 20
+GETFLOWTABLE = 23
 
 TABLE_NAME, TABLE_FLAGS, TABLE_USERDATA = 1, 2, 6
 TABLE_OWNER_FLAG = 0x2  # NFT_TABLE_F_OWNER
@@ -49,27 +50,20 @@ SET_DESC, SET_ID, SET_TIMEOUT, SET_GC, SET_USERDATA, SET_OBJ_TYPE, SET_EXPR, SET
 )
 DESC_SIZE = 1
 ELEMENTS_TABLE, ELEMENTS_SET, ELEMENTS_LIST, ELEMENTS_SET_ID = 1, 2, 3, 4
-ELEM_KEY, ELEM_DATA, ELEM_FLAGS, ELEM_TIMEOUT, ELEM_USERDATA, ELEM_EXPR, ELEM_KEY_END, ELEM_EXPRESSIONS = (
-    1,
-    2,
-    3,
-    4,
-    6,
-    7,
-    10,
-    11,
-)
+ELEM_KEY, ELEM_DATA, ELEM_FLAGS, ELEM_TIMEOUT, ELEM_USERDATA, ELEM_OBJREF, ELEM_KEY_END = 1, 2, 3, 4, 6, 9, 10
 LIST_ELEM = 1
 EXPR_NAME, EXPR_DATA = 1, 2
 DATA_VALUE, DATA_VERDICT = 1, 2
 VERDICT_CODE, VERDICT_CHAIN = 1, 2
 COUNTER_BYTES, COUNTER_PACKETS = 1, 2
-OBJ_TABLE, OBJ_NAME, FLOWTABLE_NAME = 1, 2, 2  # NFTA_OBJ_TABLE and NFTA_FLOWTABLE_TABLE are both 1
+OBJ_TABLE, OBJ_NAME, OBJ_TYPE, OBJ_DATA = 1, 2, 3, 4
+OBJECT_COUNTER = 1  # NFT_OBJECT_COUNTER
+FLOWTABLE_TABLE, FLOWTABLE_NAME = 1, 2
 GEN_ID, GEN_PROC_PID, GEN_PROC_NAME = 1, 2, 3
 
 NFT_ACCEPT = 1  # NF_ACCEPT
 NFT_JUMP = -3 & 0xFFFFFFFF
-SET_ANONYMOUS, SET_CONSTANT, SET_MAP = 0x1, 0x2, 0x8
+SET_ANONYMOUS, SET_CONSTANT, SET_MAP, SET_OBJECT = 0x1, 0x2, 0x8, 0x40
 TYPE_VERDICT = 0xFFFFFF00  # NFT_DATA_VERDICT
 # nftables' enum datatypes
 TYPE_IPV4, TYPE_IPV6, TYPE_PROTOCOL, TYPE_PORT, TYPE_IFNAME = 7, 8, 12, 13, 41
@@ -88,24 +82,27 @@ def concatenated(*types: int) -> int:
 
 
 class SetType(NamedTuple):
-    """What the kernel knows of a kind of map: types and lengths (bytes) of key and data; data_type None for a set."""
+    """What the kernel knows of a kind of map: types and lengths (bytes) of key and data, or the type of its objects;
+    `flags` tell one with data from one with objects, and from a set."""
 
     key_type: int
     key_len: int
-    data_type: int | None
-    data_len: int
-    counted: bool
+    flags: int = 0
+    data_type: int = 0
+    object_type: int = 0
+    data_len: int = 0
 
 
-_GUARD_KEY = (TYPE_PROTOCOL, TYPE_PORT)
+_PORT_KEY = (TYPE_PROTOCOL, TYPE_PORT)
 SET_TYPES: dict[str, SetType] = {
-    PORTS: SetType(concatenated(TYPE_PROTOCOL, TYPE_PORT), 8, TYPE_PORT, 2, True),
-    GUARDS: SetType(concatenated(*_GUARD_KEY), 8, None, 0, True),
-    GUARDS_AT["ipv4"]: SetType(concatenated(TYPE_IPV4, *_GUARD_KEY), 12, None, 0, True),
-    GUARDS_AT["ipv6"]: SetType(concatenated(TYPE_IPV6, *_GUARD_KEY), 24, None, 0, True),
-    ADDRESSES["ipv4"]: SetType(TYPE_IPV4, 4, TYPE_VERDICT, 16, False),
-    ADDRESSES["ipv6"]: SetType(TYPE_IPV6, 16, TYPE_VERDICT, 16, False),
-    INTERFACES: SetType(TYPE_IFNAME, 16, TYPE_VERDICT, 16, False),
+    PORTS: SetType(concatenated(*_PORT_KEY), 8, SET_MAP, TYPE_PORT, data_len=2),
+    COUNTS: SetType(concatenated(*_PORT_KEY), 8, SET_OBJECT, object_type=OBJECT_COUNTER),
+    GUARDS: SetType(concatenated(*_PORT_KEY), 8),
+    GUARDS_AT["ipv4"]: SetType(concatenated(TYPE_IPV4, *_PORT_KEY), 12),
+    GUARDS_AT["ipv6"]: SetType(concatenated(TYPE_IPV6, *_PORT_KEY), 24),
+    ADDRESSES["ipv4"]: SetType(TYPE_IPV4, 4, SET_MAP, TYPE_VERDICT, data_len=16),
+    ADDRESSES["ipv6"]: SetType(TYPE_IPV6, 16, SET_MAP, TYPE_VERDICT, data_len=16),
+    INTERFACES: SetType(TYPE_IFNAME, 16, SET_MAP, TYPE_VERDICT, data_len=16),
 }
 
 # A part of a concatenated key is padded to 4 bytes: protocol (1 byte), port (2 bytes, network order).
@@ -169,7 +166,7 @@ def parse_comment(userdata: bytes | None) -> str | None:
 
 def key_bytes(kind: str, key: Any) -> bytes:
     """A Program's map key as the kernel holds it."""
-    if kind in (PORTS, GUARDS):
+    if kind in (PORTS, COUNTS, GUARDS):
         return PORT_KEY.pack(key >> 16, key & 0xFFFF)
     if kind in GUARDS_AT.values():
         return address_bytes(key[0]) + PORT_KEY.pack(key[1] >> 16, key[1] & 0xFFFF)
@@ -180,7 +177,7 @@ def key_bytes(kind: str, key: Any) -> bytes:
 
 def parse_key(kind: str, raw: bytes) -> Any:
     """Inverts `key_bytes`. Raises ValueError or struct.error for bytes of the wrong length."""
-    if kind in (PORTS, GUARDS):
+    if kind in (PORTS, COUNTS, GUARDS):
         protocol, port = PORT_KEY.unpack(raw)
         return protocol << 16 | port
     if kind in GUARDS_AT.values():
