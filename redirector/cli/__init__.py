@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import json
 import os
 import sys
 from importlib import import_module
@@ -141,7 +140,7 @@ def _say_json(error: RedirectorError, problems: list[dict[str, Any]]) -> None:
     from redirector import terminal
 
     found = {"code": error.exit_code, "message": error.message, "hint": error.hint}
-    terminal.say(json.dumps({"ok": False, "error": found, "problems": problems}, indent=2, ensure_ascii=False))
+    terminal.say(terminal.as_json({"ok": False, "error": found, "problems": problems}))
 
 
 def _report_error(error: RedirectorError, as_json: bool) -> int:

@@ -154,12 +154,14 @@ def comment(value: str) -> bytes:
 
 
 def parse_comment(userdata: bytes | None) -> str | None:
-    """The comment in any userdata, ours or not; None where there is none."""
+    """The comment in any userdata, ours or not; None where there is none, or one that is cut off or has no NUL: neither
+    we nor nft write such a thing."""
     offset = 0
     while userdata and offset + 2 <= len(userdata):
         kind, length = userdata[offset], userdata[offset + 1]
         if kind == COMMENT:
-            return untext(userdata[offset + 2 : offset + 2 + length])
+            raw = userdata[offset + 2 : offset + 2 + length]
+            return untext(raw) if len(raw) == length and raw.endswith(b"\0") else None
         offset += 2 + length
     return None
 
