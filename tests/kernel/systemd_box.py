@@ -9,8 +9,8 @@ mount what fstab says) and the distribution's wants are empty in the overlay, al
 The package lies in the box as it does on a host, in a venv of root's at /opt/redirector: wherever the tests run from, a
 home or /tmp, a unit could not rely on it there. Its Python is the system's own, else the one that runs the tests.
 
-A script, the scenario, runs as a unit once the network could begin; a FIFO tells when it has ended. Killing `unshare`
-then kills process 1 (--kill-child), and with it everything inside; the kernel does so if this process dies.
+A script, the scenario, runs as a unit once the network could begin; a FIFO tells when it has ended. Killing process 1
+then kills everything inside; if this process dies, the kernel does so (--pdeathsig, --kill-child).
 
 Needs root: nobody else's systemd may have cgroups.
 """
@@ -19,6 +19,7 @@ import contextlib
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -149,8 +150,7 @@ def run(folder: Path, prepare: str, scenario: str) -> str:
         ready, _, _ = select.select([end, exited], [], [], PATIENCE)
         os.close(exited)
     finally:
-        process.kill()  # it ignores everything milder
-        process.wait()
+        _end(process)
         os.close(end)
         _forget_cgroup(folder, cgroup)
     for told in (folder / "console", shared / "complaints"):
@@ -166,6 +166,17 @@ def _python() -> tuple[str, list[str]]:
         if not subprocess.run([SYSTEM_PYTHON, "-I", "-c", code], check=False, capture_output=True).returncode:
             return SYSTEM_PYTHON, []
     return f"{sys.base_prefix}/bin/python{sys.version_info[0]}.{sys.version_info[1]}", [sys.base_prefix]
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End the box. Process 1 goes first, so that `unshare` reaps it: not every machine's own does."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        for child in children.read_text(encoding="ascii").split():
+            os.kill(int(child), signal.SIGKILL)  # it ignores everything milder
+        process.wait(10.0)
+    process.kill()
+    process.wait()
 
 
 def _forget_cgroup(folder: Path, name: str) -> None:

@@ -256,3 +256,10 @@ def test_more_addresses_than_one_message_holds(namespace: Namespace) -> None:
     batch = "".join(f"address add {one}/32 dev lo\n" for one in made)
     namespace.run(["ip", "-batch", "-"], input=batch, text=True, check=True)
     assert namespace.call(local_addresses) == {"127.0.0.1", "::1", *made}
+
+
+def test_process_1_does_not_share_the_network_of_a_namespace(namespace: Namespace) -> None:
+    """Which also keeps these tests away from the systemd of the machine that they run on."""
+    code = "from redirector.host import systemd; print(systemd.shares_our_network())"
+    done = namespace.run([sys.executable, "-c", code], cwd=CHECKOUT, text=True, timeout=PATIENCE)
+    assert (done.stdout, done.stderr) == ("False\n", "")
