@@ -11,7 +11,21 @@ ARGS ?=
 # nft and ip are in sbin, which Debian leaves out of a plain user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup packages demo test faults fuzz stress lint bench clean always
+# Shell: install the Debian packages $missing.
+define INSTALL
+if [ -z "$$missing" ]; then \
+		:; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing$$missing"; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get -q update || echo "apt-get update failed: going on with the lists that are here" >&2; \
+		apt-get -q -y --no-install-recommends install $$missing; \
+	else \
+		echo "missing, and only root can install it: apt-get install$$missing" >&2; \
+	fi
+endef
+
+.PHONY: setup packages boot-packages demo test faults fuzz stress boot-test lint bench clean always
 
 setup: packages $(STAMP)
 
@@ -34,10 +48,14 @@ fuzz: setup
 stress: setup
 	$(VENV)/bin/python -m tests.kernel.stress
 
+# Redirector at boot, in a virtual machine: two minutes or so, and one more the first time. Root only.
+boot-test: setup boot-packages
+	$(VENV)/bin/python -m vagrant.boot_test
+
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy --strict redirector tests
+	$(VENV)/bin/mypy --strict redirector tests vagrant
 	$(VENV)/bin/lint-imports
 
 bench: setup
@@ -49,20 +67,17 @@ packages:
 	command -v nft >/dev/null || missing="$$missing nftables"; \
 	command -v ip >/dev/null || missing="$$missing iproute2"; \
 	command -v strace >/dev/null || missing="$$missing strace"; \
-	command -v mount >/dev/null || missing="$$missing mount"; \
-	[ -x /lib/systemd/systemd ] && command -v systemd-analyze >/dev/null || missing="$$missing systemd"; \
 	/usr/bin/python3 -c 'import nftables' 2>/dev/null || missing="$$missing python3-nftables"; \
 	/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
-	if [ -z "$$missing" ]; then \
-		:; \
-	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "installing$$missing"; \
-		export DEBIAN_FRONTEND=noninteractive; \
-		apt-get -q update || echo "apt-get update failed: going on with the lists that are here" >&2; \
-		apt-get -q -y --no-install-recommends install $$missing; \
-	else \
-		echo "missing, and only root can install it: apt-get install$$missing" >&2; \
-	fi
+	$(INSTALL)
+
+boot-packages:
+	@missing=; \
+	command -v mmdebstrap >/dev/null || missing="$$missing mmdebstrap"; \
+	command -v qemu-system-x86_64 >/dev/null || missing="$$missing qemu-system-x86"; \
+	command -v qemu-img >/dev/null || missing="$$missing qemu-utils"; \
+	command -v mkfs.ext4 >/dev/null || missing="$$missing e2fsprogs"; \
+	$(INSTALL)
 
 # The lock holds for the build of our own package, too: pip builds in a place apart, which knows no -c, only the
 # environment (PIP_CONSTRAINT up to pip 25.2, PIP_BUILD_CONSTRAINT from there on).
@@ -83,4 +98,5 @@ $(STAMP): pyproject.toml constraints.txt $(shell $(VENV)/bin/python -c '' 2>/dev
 		$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' && touch $@
 
 clean:
-	rm -rf $(VENV) dist build fuzz-failures .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist build fuzz-failures .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
+		vagrant/.boot-test

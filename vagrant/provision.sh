@@ -1,13 +1,20 @@
 #!/bin/bash
-# Installs Redirector from a checkout and applies a mapping file, on Debian, as root. May be run again at any time.
+# Installs Redirector from a checkout and applies a mapping file, on Debian, as root: now, and at each boot from then on.
+# May be run again at any time.
 #
-#   provision.sh [CHECKOUT] [FILE]
+#   provision.sh [--image] [CHECKOUT] [FILE]
 #
+# --image    this is the root of an image, in a chroot: nothing is applied, the first boot will do it
 # CHECKOUT   the folder with pyproject.toml; by default the one above this script
 # FILE       the mapping file to apply; by default rules/node.toml of the checkout. It is kept as
 #            /etc/redirector/mappings.toml, the file that redirector takes when none is named.
 set -euo pipefail
 
+live=true
+if [ "${1:-}" = --image ]; then
+    live=false
+    shift
+fi
 checkout=$(realpath "${1:-$(dirname "${BASH_SOURCE[0]}")/..}")
 file=$(realpath "${2:-$checkout/rules/node.toml}")
 prefix=/opt/redirector
@@ -42,5 +49,8 @@ install -d -m 0755 /etc/redirector
 install -m 0644 "$file" /etc/redirector/mappings.toml
 
 cd /
-"$prefix/bin/redirector" apply
-"$prefix/bin/redirector" status
+if $live; then
+    "$prefix/bin/redirector" apply
+    "$prefix/bin/redirector" status
+fi
+"$prefix/bin/redirector" service install
