@@ -5,13 +5,13 @@ VENV  := .venv
 STAMP := $(VENV)/.stamp
 # For the venv. By default the first Python that is new enough and can make one: see the recipe of $(STAMP).
 PYTHON ?=
-# For pytest: make test ARGS='-k codec'
+# For pytest, make test ARGS='-k codec'; or the harness, make fuzz ARGS='--seed 7'.
 ARGS ?=
 
 # nft and ip are in sbin, which Debian leaves out of a plain user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup packages demo test faults lint bench clean always
+.PHONY: setup packages demo test faults fuzz stress lint bench clean always
 
 setup: packages $(STAMP)
 
@@ -24,6 +24,15 @@ test: setup
 # The commands killed, and failing, at every system call that matters: some minutes. A sample is part of `make test`.
 faults: setup
 	$(VENV)/bin/python -m tests.kernel.faults
+
+# 200,000 damaged mapping files and netlink answers: some minutes. A sample is part of `make test`.
+fuzz: setup
+	$(VENV)/bin/python -m tests.fuzz $(ARGS)
+
+# 500 parallel applies, and 500 applies and 500 statuses beside somebody else who commits all the time: some minutes. A
+# sample is part of `make test`.
+stress: setup
+	$(VENV)/bin/python -m tests.kernel.stress
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -74,4 +83,4 @@ $(STAMP): pyproject.toml constraints.txt $(shell $(VENV)/bin/python -c '' 2>/dev
 		$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' && touch $@
 
 clean:
-	rm -rf $(VENV) dist build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist build fuzz-failures .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

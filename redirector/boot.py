@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Callable
 
-from redirector import mappings, pending, source
+from redirector import mappings, pending, source, store
 from redirector.backends.base import Backend
 from redirector.errors import BadConfiguration, NotPermitted, RedirectorError, Refused
 from redirector.history import History, Record, Unreadable
@@ -83,20 +82,11 @@ def _lock(stack: contextlib.ExitStack, history: History, notes: list[str]) -> bo
     try:
         stack.enter_context(history.locked())
     except (Refused, NotPermitted) as error:
-        if not _is_private(history.folder):
+        if not store.is_private(history.folder):
             raise
         notes.append(error.message.removesuffix("; nothing was changed"))
         return False
     return True
-
-
-def _is_private(folder: str) -> bool:
-    """Whether what is recorded there can be trusted: only root or we could have written it."""
-    try:
-        status = os.stat(folder)
-    except OSError:
-        return False
-    return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _take_back(

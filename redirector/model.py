@@ -18,7 +18,8 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # IANA protocol numbers (linux/i
 FAMILIES = ("ipv4", "ipv6")
 BACKENDS = ("auto", "nftables", "iptables-nft", "iptables-legacy")
 REWRITES = ("port", "redirect")
-MAX_ELEMENTS = 262_144
+MAX_ELEMENTS = 262_144  # of one mapping
+MAX_TOTAL = 4 * MAX_ELEMENTS  # of all that are enabled
 DEFAULT_PRIORITY = -110
 
 ARRIVING = "arriving"  # connections from outside, seen at the prerouting hook
@@ -160,10 +161,21 @@ class Mapping(_MappingFields):
 
     @property
     def elements(self) -> int:
-        """How many map elements the kernel would hold for this mapping."""
-        redirects = len(self.protocol) * len({scope for _, scope in self.claims}) * sum(p.size for p in self.listen)
+        """How many map elements the kernel would hold for this mapping; counted, not made: they may be too many."""
+        redirects = len(self.protocol) * self._scopes * sum(p.size for p in self.listen)
         guards = len(self.protocol) * max(1, len(self.address)) * self.to.size if self.exclusive else 0
         return redirects + guards
+
+    @property
+    def _scopes(self) -> int:
+        """How many different scopes its claims have."""
+        pairs = max(1, len(self.source)) * max(1, len(self.address))
+        if self.source and self.address:
+            sixes = sum(map(ipv6, self.source)), sum(map(ipv6, self.address))
+            pairs = sixes[0] * sixes[1] + (len(self.source) - sixes[0]) * (len(self.address) - sixes[1])
+        # The host's own connections have scopes of their own only where what arrives is narrowed.
+        own = max(1, len(self.address)) if self.local and (self.source or self.interface) else 0
+        return pairs * max(1, len(self.interface)) + own
 
 
 class Settings(NamedTuple):
@@ -264,12 +276,13 @@ def family_problems(family: str, addresses: tuple[str, ...], sources: tuple[str,
         ("address", addresses, sources, "source"),
         ("source", sources, addresses, "address"),
     ):
+        known = {ipv6(other) for other in others}
         for i, value in enumerate(values):
             own = "ipv6" if ipv6(value) else "ipv4"
             if own not in families:
                 message = f'{value} is {own}, but family = "{family}"'
                 yield Problem((key, i), message, f'leave family out, or say family = "{own}"')
-            elif others and all(ipv6(value) != ipv6(other) for other in others):
+            elif known and ipv6(value) not in known:
                 yield Problem((key, i), f"{value} is {own}, but no {other_key} of this mapping is")
 
 
@@ -282,6 +295,7 @@ def ruleset_problems(mappings: Iterable[Mapping]) -> list[Problem]:
     names: dict[str, int] = {}
     groups: dict[tuple[str, Scope, str, str], list[tuple[int, int, int]]] = {}
     mappings = list(mappings)
+    total, hint = 0, "name fewer sources, addresses or ports"
     for index, mapping in enumerate(mappings):
         first = names.setdefault(mapping.name, index)
         if first != index:
@@ -293,9 +307,16 @@ def ruleset_problems(mappings: Iterable[Mapping]) -> list[Problem]:
                 f'"{mapping.name}" needs {elements:,} map elements, and one mapping may have {MAX_ELEMENTS:,} '
                 "(ports × protocols × scopes)"
             )
-            problems.append(Problem(("mapping", index, "listen"), message, "name fewer sources, addresses or ports"))
+            problems.append(Problem(("mapping", index, "listen"), message, hint))
             continue
         if not mapping.enabled:
+            continue
+        before, total = total, total + elements
+        if total > MAX_TOTAL:
+            # Told once, and counted no further: what follows is not even looked at.
+            if before <= MAX_TOTAL:
+                message = f'with "{mapping.name}" all mappings need {total:,} map elements; they may have {MAX_TOTAL:,}'
+                problems.append(Problem(("mapping", index, "listen"), message, hint))
             continue
         for side, scope in mapping.claims:
             for family in (scope.family,) if scope.family else mapping.families:

@@ -112,7 +112,8 @@ def error_number(reply: Message) -> int:
     """The errno that an NLMSG_ERROR or NLMSG_DONE carries (0 is an acknowledgement)."""
     if len(reply.payload) < 4:
         return 0
-    return -int(struct.unpack_from("=i", reply.payload)[0])
+    # No errno is beyond 4,095 (MAX_ERRNO); the number that has no opposite in a C int would upset os.strerror.
+    return min(-int(struct.unpack_from("=i", reply.payload)[0]), 2**31 - 1)
 
 
 class NetlinkSocket:

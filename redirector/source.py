@@ -2,6 +2,10 @@
 
 Files are opened once, without blocking (a FIFO must not hang us), judged by the open descriptor, and read from it, so
 that what was judged is what is read.
+
+The way to a file is judged as the kernel walks it, name by name and link by link, each step before it is followed: from
+then on nobody else can change it. So what stands at the end can only be put there by root or the caller; and it has to
+be the file that was opened, or somebody has changed the way meanwhile.
 """
 
 from __future__ import annotations
@@ -9,11 +13,13 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Iterator
 
 from redirector.errors import BadConfiguration, printable
 from redirector.records import NamedTuple
 
 MAX_BYTES = 16 << 20
+LINKS = 40  # linux/namei.h, MAXSYMLINKS
 
 
 class SourceFile(NamedTuple):
@@ -36,7 +42,7 @@ def read(path: str, *, insist: bool = True) -> list[SourceFile]:
             return [_read_one(path, insist)]
         entries = sorted(e for e in os.listdir(path) if e.endswith(".toml") and not e.startswith("."))
         if not insist:
-            _judge_folder(os.path.realpath(path))
+            _judge_way(path)
     except OSError as error:
         raise _unreadable(shown, error) from None
     except ValueError:  # a NUL inside the name
@@ -56,9 +62,8 @@ def _read_one(name: str, insist: bool) -> SourceFile:
                 raise BadConfiguration(f"{shown}: not a regular file", "name a file, a folder of *.toml files, or -")
             if not insist:
                 judge(shown, status)
-                # A link is judged by where it leads to, and by who could lead it elsewhere.
-                _judge_folder(os.path.dirname(os.path.realpath(name)))
-                _judge_folder(os.path.realpath(os.path.dirname(name)))
+                if not os.path.samestat(status, _judge_way(name)):
+                    raise BadConfiguration(f"{shown}: unsafe: it was replaced while it was read", "read it again")
             with open(descriptor, "rb", closefd=False) as file:
                 return SourceFile(shown, _limited(shown, file.read(MAX_BYTES + 1)))
         finally:
@@ -78,20 +83,44 @@ def _limited(shown: str, data: bytes) -> bytes:
     return data
 
 
-def _judge_folder(path: str) -> None:
-    """Refuse a folder, or one above it, in which somebody else could put another file in place of ours."""
-    while True:
-        judge(path, os.stat(path), folder=True)
-        parent = os.path.dirname(path)
-        if parent == path:
-            return
-        path = parent
+def _judge_way(name: str) -> os.stat_result:
+    """Refuse a name on the way to which somebody else could put something else; what stands at its end."""
+    status = os.lstat("/")
+    for step in steps(os.path.join(os.getcwd(), name)):
+        status = os.lstat(step)
+        judge(step, status, folder=stat.S_ISDIR(status.st_mode))
+    return status
 
 
-def judge(shown: str, status: os.stat_result, *, folder: bool = False) -> None:
-    """Raises BadConfiguration where others than root or the caller may write a file, or replace what is in a folder."""
+def steps(path: str) -> Iterator[str]:
+    """Every folder, link and file on the way to an absolute path, each without a link in its own way, and a link before
+    it is followed; from the first that is missing on they are what the path says."""
+    here, rest, links = "/", path.split("/")[::-1], 0
+    yield here
+    while rest:
+        name = rest.pop()
+        if name in ("", ".", ".."):
+            here = os.path.dirname(here) if name == ".." else here
+            continue
+        step = os.path.join(here, name)
+        yield step
+        try:
+            target = os.readlink(step) if links < LINKS else ""
+        except OSError:  # no link
+            target = ""
+        if target:
+            links += 1
+            here = "/" if target.startswith("/") else here
+            rest += target.split("/")[::-1]
+        else:
+            here = step
+
+
+def judge(shown: str, status: os.stat_result, *, folder: bool = False, by_owner: bool = True) -> None:
+    """Raises BadConfiguration where others than root or the caller may write a file, or replace what is in a folder;
+    with by_owner=False others than its owner."""
     hint = "mend its owner and mode, or insist with --allow-unsafe-file"
-    if status.st_uid not in (0, os.geteuid()):
+    if by_owner and status.st_uid not in (0, os.geteuid()):
         raise BadConfiguration(f"{printable(shown)}: unsafe: it belongs to user id {status.st_uid}", hint)
     # In a sticky folder (/tmp) nobody can replace what is ours; a link's own mode means nothing.
     if (folder and status.st_mode & stat.S_ISVTX) or stat.S_ISLNK(status.st_mode):

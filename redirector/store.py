@@ -15,7 +15,8 @@ import stat
 import time
 from collections.abc import Iterator
 
-from redirector.errors import NotPermitted, Refused, TryAgain, printable
+from redirector import source
+from redirector.errors import BadConfiguration, NotPermitted, Refused, TryAgain, printable
 
 LOCK_SECONDS = 8.0
 LOCK_POLL_SECONDS = 0.02
@@ -70,15 +71,55 @@ def prepare(path: str, data: bytes) -> Prepared:
 
 
 def make_private(folder: str) -> None:
-    """Make a folder that only its owner can enter. Raises Refused for one that others may write, NotPermitted."""
+    """Make a folder that only its owner can enter. Raises Refused for one that others may write or replace,
+    NotPermitted."""
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        status = os.stat(folder)
+        _judge(folder, make=True)
     except OSError as error:
         raise unwritable(folder, error) from None
+
+
+def is_private(folder: str) -> bool:
+    """Whether what is recorded there can be trusted: only root or we could have written it."""
+    try:
+        _judge(folder, make=False)
+    except (Refused, OSError):
+        return False
+    return True
+
+
+def _judge(folder: str, *, make: bool) -> None:
+    """Every step on the way to a folder, before it is followed (see `source`). What is missing is made step by step: in
+    a folder where others may write, such as /tmp, they could have put a link in its place meanwhile."""
+    status = os.lstat("/")
+    for step in source.steps(os.path.abspath(folder)):
+        if make and not os.path.lexists(step):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(step, 0o700)
+        status = os.lstat(step)
+        try:
+            source.judge(step, status, folder=True, by_owner=not _unknown(status.st_uid))
+        except BadConfiguration as error:
+            raise _unsafe(folder, error.message) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        hint = "make it root's own with mode 0700, or choose another --state-dir"
-        raise Refused(f"the state folder {printable(folder)} can be written by others", hint)
+        raise _unsafe(folder, "")
+
+
+def _unsafe(folder: str, why: str) -> Refused:
+    hint = "make it, and what is above it, root's own with mode 0700, or choose another --state-dir"
+    message = f"the state folder {printable(folder)} can be written by others"
+    return Refused(f"{message} ({why})" if why else message, hint)
+
+
+def _unknown(uid: int) -> bool:
+    """Whether this is how the owners of everything outside look in here: in a user namespace that maps a few users, /
+    belongs to nobody known, and we are root of our own things only."""
+    if uid in (0, os.geteuid()):
+        return False
+    with open("/proc/self/uid_map", "rb") as mapped, open("/proc/sys/kernel/overflowuid", "rb") as overflow:
+        return uid == int(overflow.read()) and mapped.read().split()[2] != b"4294967295"
 
 
 @contextlib.contextmanager

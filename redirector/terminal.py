@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 COLOURS = {"green": 32, "red": 31, "yellow": 33, "blue": 34, "bold": 1, "dim": 2}
 
@@ -57,6 +57,17 @@ def paint_for(stream: TextIO, environ: dict[str, str] | None = None) -> Paint:
     """Colours if `stream` is a terminal that wants them."""
     values = os.environ if environ is None else environ
     return Paint(stream.isatty() and not values.get("NO_COLOR") and values.get("TERM") != "dumb")
+
+
+def as_json(data: Any) -> str:
+    """JSON that no terminal obeys: json escapes the control characters of ASCII only, and names that others chose may
+    hold those from U+0080 on, or bytes that are no text at all."""
+    import json
+
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    if all(line.isprintable() for line in text.split("\n")):
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

@@ -14,14 +14,14 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from redirector import source
 from redirector.errors import BadConfiguration, NotPermitted, Refused, printable
 
 # Emptied before or while the machine starts, or not of the disk at all (file-hierarchy(7)).
 VOLATILE = ("/tmp", "/var/tmp", "/run", "/dev", "/proc", "/sys")  # noqa: S108 (these are refused)
-LINKS = 40  # linux/namei.h, MAXSYMLINKS
+CHROOT = "/usr/sbin/chroot"  # coreutils
 SECONDS = 60.0  # for a Python to start
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 CHILD = """
@@ -39,7 +39,7 @@ def require(python: str, file: str, state_dir: str, root: str = "") -> None:
         if os.geteuid():
             raise NotPermitted("only root can look into another system; nothing was changed", "run it as root")
         hint = f"install the package in there, and call it from there: chroot {printable(root)} …"
-    argv = [*(["chroot", root] if root else []), python, "-I", "-c", CHILD, file, state_dir]
+    argv = [*([CHROOT, root] if root else []), python, "-I", "-c", CHILD, file, state_dir]
     try:
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, cwd="/", env=ENVIRONMENT, timeout=SECONDS, check=False
@@ -86,7 +86,7 @@ def _loaded() -> Iterator[str]:
 def unsafe(path: str) -> str:
     """Which file, link or folder on the way to `path` others than root or the caller could change; "" for none."""
     try:
-        for step in steps(path):
+        for step in source.steps(path):
             if not os.path.lexists(
                 step
             ):  # could others put something there? Then a sticky folder is no better than any
@@ -104,30 +104,8 @@ def unsafe(path: str) -> str:
 
 def volatile(path: str, folders: Sequence[str] = VOLATILE) -> str:
     """Why nothing is to be found at `path` when the machine starts; "" if nothing speaks against it."""
-    for step in steps(path):
+    for step in source.steps(path):
         for folder in folders:
             if f"{step}/".startswith(f"{folder}/"):
                 return f"{printable(path)}: {folder} is emptied, or not there yet, when the machine starts"
     return ""
-
-
-def steps(path: str) -> Iterable[str]:
-    """Every folder, link and file on the way to an absolute path, each without a link in its own way; from the first
-    that is missing on they are what the path says."""
-    here, rest, links = "/", path.split("/")[::-1], 0
-    found = [here]
-    while rest:
-        name = rest.pop()
-        if name in ("", ".", ".."):
-            here = os.path.dirname(here) if name == ".." else here
-            continue
-        step = os.path.join(here, name)
-        found.append(step)
-        links += os.path.islink(step)
-        if os.path.islink(step) and links <= LINKS:
-            target = os.readlink(step)
-            here = "/" if target.startswith("/") else here
-            rest += target.split("/")[::-1]
-        else:
-            here = step
-    return found

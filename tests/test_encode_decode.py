@@ -181,6 +181,9 @@ def test_hooks_that_we_never_use_show() -> None:
     assert ingress is not None
     assert ingress.hook == "prerouting of a device"
     assert decode.hook(row()) == Hook("nat\\x1b", "prerouting", 0)
+    # Python writes no number of thousands of digits: what is told stays short, whatever the kernel says.
+    vast = decode.hook(row(attr(wire.HOOK_NUM, b"\xff" * 4096), attr(wire.HOOK_PRIORITY, b"\x7f" * 4096)))
+    assert len(f"{vast}") < 100
 
 
 def test_our_table_carries_our_mark() -> None:
@@ -245,6 +248,16 @@ KEY_OF: dict[str, Any] = {
         (PORTS, odd_element(PORTS, key=b"\x06\0\0\0\0\x50\x01\0"), {"0600000000500100": (None, "", "an odd key")}),
         (PORTS, odd_element(PORTS, key=b"\x06"), {"06": (None, "", "an odd key")}),
         (PORTS, odd_element(PORTS, more=attr(6, wire.comment("\x1b"))), {port_key(6, 80): (8080, "\\x1b")}),
+        (
+            PORTS,
+            odd_element(PORTS, more=attr(2, wire.data_value(b"\0\0\x1f\x90"))),
+            {port_key(6, 80): (8080, "", "an odd port")},
+        ),
+        (
+            PORTS,
+            odd_element(PORTS, more=attr(2, wire.data_value(b"\xff" * 4096))),
+            {port_key(6, 80): (2**64 - 1, "", "an odd port")},
+        ),
         (GUARDS, odd_element(GUARDS, key=bytes(7)), {"00" * 7: (None, "", "an odd key")}),
         (INTERFACES, odd_element(INTERFACES, key=b"eth0" + b"\0x" * 6), None),
         (ADDRESSES["ipv4"], odd_element(ADDRESSES["ipv4"], more=attr(6, wire.comment("x"))), None),

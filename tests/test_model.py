@@ -18,6 +18,7 @@ from redirector.model import (
     Problem,
     Ruleset,
     Scope,
+    family_problems,
     ruleset_problems,
 )
 from tests.strategies import mapping, mappings_, packets, quick, rebuilt, rulesets
@@ -160,6 +161,32 @@ def test_size_is_bounded_and_the_mapping_named() -> None:
     guarded = rebuilt(four, exclusive=True)  # the guards count as well
     assert guarded.elements == 2 * 262_140
     assert [p.path for p in clash(guarded)] == [("mapping", 0, "listen")]
+
+
+def test_size_is_counted_and_not_made() -> None:
+    """Every source meets every address on every interface: 8 billion scopes of 6,000 words, which no memory holds."""
+    words = range(2_000)
+    sources, addresses = (tuple(f"10.{i >> 8}.{i & 255}.{end}" for i in words) for end in ("0/24", "1"))
+    vast = mapping("vast", source=sources, address=addresses, interface=tuple(f"eth{i}" for i in words))
+    assert vast.elements == 2_000**3
+    assert [p.path for p in clash(vast, mapping("other", "1-9"))] == [("mapping", 0, "listen")]
+
+
+def test_the_size_of_all_together_is_bounded_and_told_once() -> None:
+    every = tuple(mapping(f"m{i}", "1-65535", "1-65535", address=(f"10.0.0.{i}",)) for i in range(1, 20))
+    Ruleset(every[:16])
+    (problem,) = clash(*every)
+    assert problem.path == ("mapping", 16, "listen")
+    assert "1,048,576" in problem.message
+    # What is not in force takes no room.
+    Ruleset((*every[:16], *(rebuilt(found, enabled=False) for found in every[16:])))
+
+
+def test_families_of_long_lists_are_compared_quickly() -> None:
+    """50,000 addresses of one family and as many networks of the other: each is told, none is compared with all."""
+    sources = tuple(f"10.{i >> 8}.{i & 255}.0/24" for i in range(50_000))
+    addresses = tuple(f"fd00::{i:x}" for i in range(1, 50_001))
+    assert len(list(family_problems("both", addresses, sources))) == 100_000
 
 
 def test_what_does_not_overlap_is_found_quickly() -> None:

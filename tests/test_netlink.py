@@ -1,6 +1,7 @@
 """Messages and attributes: what is packed is unpacked again, and what others send is never believed past its end."""
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -85,6 +86,9 @@ def test_error_numbers() -> None:
     assert error_number(Message(NLMSG_ERROR, 0, 1, struct.pack("=i", -errno.EPERM) + bytes(16))) == errno.EPERM
     assert error_number(Message(NLMSG_ERROR, 0, 1, struct.pack("=i", 0))) == 0
     assert error_number(Message(NLMSG_DONE, 0, 1, b"")) == 0
+    # Whatever comes, there are words for it.
+    for number in (-(2**31), -4095, 4095, 2**31 - 1):
+        assert os.strerror(error_number(Message(NLMSG_ERROR, 0, 1, struct.pack("=i", number))))
 
 
 class Kernel:

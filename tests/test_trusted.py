@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from redirector.trusted import LINKS, VOLATILE, steps, unsafe, volatile
+from redirector.source import LINKS, steps
+from redirector.trusted import VOLATILE, unsafe, volatile
 
 
 @pytest.fixture

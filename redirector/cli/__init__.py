@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import json
 import os
 import sys
 from importlib import import_module
@@ -77,6 +76,11 @@ def main() -> NoReturn:
     _prepare_streams()
     # A process of milliseconds leaves no garbage worth collecting, and 60,000 entries are expensive to walk.
     gc.disable()
+    _end(run())
+
+
+def run() -> int:
+    """Do what sys.argv says; the exit code."""
     json_wanted = "--json" in sys.argv[1:]
     try:
         code = group.main(standalone_mode=False, prog_name="redirector")
@@ -97,7 +101,7 @@ def main() -> NoReturn:
         message = f"internal error, what became of the command is unknown: {type(error).__name__}: {error}"
         hint = "this is a bug: please report it, with what REDIRECTOR_TRACEBACK=1 prints; see: redirector status"
         code = _report_error(OutcomeUnknown(printable(message), hint), json_wanted)
-    _end(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _prepare_streams() -> None:
@@ -136,7 +140,7 @@ def _say_json(error: RedirectorError, problems: list[dict[str, Any]]) -> None:
     from redirector import terminal
 
     found = {"code": error.exit_code, "message": error.message, "hint": error.hint}
-    terminal.say(json.dumps({"ok": False, "error": found, "problems": problems}, indent=2, ensure_ascii=False))
+    terminal.say(terminal.as_json({"ok": False, "error": found, "problems": problems}))
 
 
 def _report_error(error: RedirectorError, as_json: bool) -> int:

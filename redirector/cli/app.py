@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -117,9 +116,9 @@ class App:
 
     def report(self, text: Callable[[], str], data: Callable[[], Any]) -> None:
         """Print one result, as text or as JSON; only the one that is wanted is made."""
-        from redirector.terminal import say
+        from redirector.terminal import as_json, say
 
-        say(json.dumps(data(), indent=2, ensure_ascii=False) if self.json else text())
+        say(as_json(data()) if self.json else text())
 
     def warn(self, findings: list[Finding]) -> None:
         """Print findings to standard error (in JSON they are part of the result)."""

@@ -1,5 +1,6 @@
 """UDP flows find a mapping's new target at their next packet; all others go on undisturbed."""
 
+import socket
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -75,6 +76,31 @@ def test_flows_that_agree_with_the_rules_stay(lab: Lab, product: Product, v: int
 
 
 @families
+def test_what_is_deleted_when_a_mapping_changes_and_goes(lab: Lab, product: Product, v: int) -> None:
+    """By conntrack's own account, read by somebody else: the entries of others are the same ones before and after."""
+    lab.host.serve("udp", ANY[v], 5353, 5354, 6000, 7000)
+    both = udp("dns", 53, 5353) + udp("game", 600, 6000)
+    product.apply(both)
+    with (
+        lab.client.talk("udp", HOST[v], 53) as dns,
+        lab.client.talk("udp", HOST[v], 600) as game,
+        lab.client.talk("udp", HOST[v], 7000) as direct,
+    ):
+        for text in (udp("dns", 53, 5354) + udp("game", 600, 6000), udp("game", 600, 6000)):
+            answers = [flow.ask() for flow in (game, direct)]
+            dns.ask()
+            before = independently(lab, v)
+            assert {port for _, port in before} == {53, 600, 7000}
+            assert product.apply(text).flows == 1
+            after = independently(lab, v)
+            assert before - after == {one for one in before if one[1] == 53}
+            assert after <= before
+            assert [flow.ask() for flow in (game, direct)] == answers
+            assert after <= independently(lab, v)
+        assert dns.ask() == Refused()  # nobody is on 53
+
+
+@families
 def test_transit_and_the_nat_of_others_are_left_alone(lab: Lab, product: Product, v: int) -> None:
     lab.neighbour.serve("udp", ANY[v], 53)
     family = ("ip", "ip6")[v]
@@ -106,3 +132,21 @@ def entries(lab: Lab) -> set[Flow]:
     finally:
         netlink.close()
     return found
+
+
+def independently(lab: Lab, v: int) -> set[tuple[int, int]]:
+    """(the kernel's id, original destination port) of each UDP conntrack entry, by pyroute2."""
+
+    def dump() -> set[tuple[int, int]]:
+        from pyroute2 import NFCTSocket
+
+        with NFCTSocket((socket.AF_INET, socket.AF_INET6)[v]) as conntrack:
+            rows = list(conntrack.dump())
+        found = set()
+        for row in rows:
+            proto = row.get_attr("CTA_TUPLE_ORIG").get_attr("CTA_TUPLE_PROTO")
+            if proto.get_attr("CTA_PROTO_NUM") == socket.IPPROTO_UDP:
+                found.add((row.get_attr("CTA_ID"), proto.get_attr("CTA_PROTO_DST_PORT")))
+        return found
+
+    return lab.host.namespace.call(dump)

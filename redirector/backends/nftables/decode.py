@@ -51,7 +51,7 @@ def hook(row: Attributes) -> Hook | None:
     name = next((hook for hook, known in wire.HOOKS.items() if known == number), f"hook-{number}")
     if wire.HOOK_DEV in inner or wire.HOOK_DEVS in inner:
         name += " of a device"
-    priority = int.from_bytes(inner.get(wire.HOOK_PRIORITY, b""), "big", signed=True)
+    priority = int.from_bytes(inner.get(wire.HOOK_PRIORITY, b"")[:4], "big", signed=True)
     policy = "accept" if wire.number(row.get(wire.CHAIN_POLICY)) == wire.NFT_ACCEPT else "drop"
     return Hook(printable(wire.untext(row.get(wire.CHAIN_TYPE, b""))), name, priority, policy)
 
@@ -141,7 +141,9 @@ def _entry_value(kind: str, parts: Attributes) -> tuple[Any, str]:
         mapping = printable(wire.parse_comment(parts.get(wire.ELEM_USERDATA)) or "")
     if kind == PORTS:
         expected.add(wire.ELEM_DATA)
-        value = wire.number(table(parts.get(wire.ELEM_DATA, b"")).get(wire.DATA_VALUE))
+        port = table(parts.get(wire.ELEM_DATA, b"")).get(wire.DATA_VALUE, b"")
+        value = wire.number(port)
+        fault = "" if len(port) == 2 else "an odd port"
     elif kind == COUNTS:
         expected.add(wire.ELEM_OBJREF)
         value = wire.untext(parts.get(wire.ELEM_OBJREF, b""))

@@ -125,8 +125,9 @@ def untext(value: bytes) -> str:
 
 
 def number(value: bytes | None) -> int:
-    """A big-endian attribute of any width; 0 where it is absent."""
-    return int.from_bytes(value, "big") if value else 0
+    """A big-endian attribute; 0 where it is absent. None of ours has more than 8 bytes: the rest is left out, since
+    Python writes no number of thousands of digits."""
+    return int.from_bytes(value[:8], "big") if value else 0
 
 
 def data_value(raw: bytes) -> bytes:
@@ -153,12 +154,14 @@ def comment(value: str) -> bytes:
 
 
 def parse_comment(userdata: bytes | None) -> str | None:
-    """The comment in any userdata, ours or not; None where there is none."""
+    """The comment in any userdata, ours or not; None where there is none, or one that is cut off or has no NUL: neither
+    we nor nft write such a thing."""
     offset = 0
     while userdata and offset + 2 <= len(userdata):
         kind, length = userdata[offset], userdata[offset + 1]
         if kind == COMMENT:
-            return untext(userdata[offset + 2 : offset + 2 + length])
+            raw = userdata[offset + 2 : offset + 2 + length]
+            return untext(raw) if len(raw) == length and raw.endswith(b"\0") else None
         offset += 2 + length
     return None
 
