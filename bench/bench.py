@@ -51,7 +51,7 @@ class Bench:
         self._folder = folder
         self._quick = quick
         self.shifted_ports = 200 if quick else 10_000
-        self.groups = 2 if quick else 300  # of 100 ports, TCP and UDP: 60,000 map elements
+        self.groups = 2 if quick else 300  # of 100 ports, TCP and UDP: 60,000 map elements, and as many that count
         self.elements = f"{self.groups * 200:,}"
         drop = re.compile("PYTHON|SSH_|REDIRECTOR_")
         self._environ = {name: value for name, value in os.environ.items() if not drop.match(name)}
