@@ -22,7 +22,7 @@ from collections.abc import Callable
 from redirector import mappings, pending, source, store
 from redirector.backends.base import Backend
 from redirector.errors import BadConfiguration, NotPermitted, RedirectorError, Refused
-from redirector.history import History, Record, Unreadable
+from redirector.history import History, Record, Settled, Unreadable
 from redirector.journal import Entry
 from redirector.reconcile import Origin, Outcome, Wish, change
 from redirector.records import NamedTuple
@@ -42,17 +42,6 @@ class Booted(NamedTuple):
     notes: list[str]
 
 
-class _Settled(History):
-    """A history as it would be if `record` were its latest: `change` then finds nothing to record."""
-
-    def __init__(self, history: History, record: Record) -> None:
-        super().__init__(history.folder, history.tell)
-        self._record = record
-
-    def current(self) -> Record:
-        return self._record
-
-
 def boot(backend_for: BackendFor, history: History, path: str) -> Booted:
     """Load the last confirmed generation or, where there is none, the file at `path`.
 
@@ -70,7 +59,7 @@ def boot(backend_for: BackendFor, history: History, path: str) -> Booted:
         record = _in_force(history, current, waiting)
         if record is None:
             return _load_file(backend_for, history, path, notes)
-        outcome = change(backend_for(record.ruleset.settings.backend), _Settled(history, record), _wish(record))
+        outcome = change(backend_for(record.ruleset.settings.backend), Settled(history, record), _wish(record))
     fault = _damage(current) or _fault_of(path, notes)
     if fault:
         history.tell(Entry("boot", AUTHOR, f"generation {record.generation}", None, fault.message, failed=True))

@@ -152,6 +152,17 @@ class History:
         return isinstance(record, Record) and record.confirmed
 
 
+class Settled(History):
+    """A history as it would be if `record` were its latest: `reconcile.change` to that then finds nothing to record."""
+
+    def __init__(self, history: History, record: Record) -> None:
+        super().__init__(history.folder, history.tell)
+        self._record = record
+
+    def current(self) -> Record:
+        return self._record
+
+
 def _restored(record: Record, current: Record | Unreadable | None) -> bool:
     """Whether the current generation is the return to `record` after a change that was not confirmed."""
     if not isinstance(current, Record) or current.action != "cancel":

@@ -24,8 +24,16 @@ from typing import Any
 
 from redirector import store
 from redirector.backends.base import Backend
-from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, TryAgain
-from redirector.history import History, Record
+from redirector.errors import (
+    NotFound,
+    NotPermitted,
+    OutcomeUnknown,
+    RedirectorError,
+    Refused,
+    RolledBack,
+    TryAgain,
+)
+from redirector.history import History, Record, Settled
 from redirector.journal import Entry
 from redirector.model import Ruleset
 from redirector.plan import make_plan
@@ -138,14 +146,24 @@ def last_confirmed(history: History, before: int) -> Record | None:
 
 
 def take_back(backend: Backend, history: History, pending: Pending, author: str) -> Outcome:
-    """Go back to the last confirmed generation, and read it back. The lock must be held; raises as `change` does."""
+    """Go back to the last confirmed generation, and read it back. The lock must be held; raises as `change` does.
+
+    On a disk that takes nothing the kernel goes back all the same, or whoever is locked out would stay so; then raises
+    RolledBack, and the note stays until a record can be written.
+    """
     if _void(history, pending):
         disarm(history)
         return Outcome(make_plan(None, None), None, recorded=False)
     target = last_confirmed(history, pending.generation)
     origin = Origin("cancel", f"generation {pending.generation}", author)
     wish = Wish(target.ruleset if target else Ruleset(), origin, purge=bool(target and target.purged), verify=True)
-    outcome = change(backend, history, wish)
+    try:
+        outcome = change(backend, history, wish)
+    except (Refused, NotPermitted) as error:
+        record = target or Record(0, "cancel", "", "", "", "", "", Ruleset())
+        change(backend, Settled(history, record), wish)  # raises again where it was not the disk
+        what = f"generation {pending.generation} is taken back, but the record of that has to wait"
+        raise RolledBack(f"{what}: {error.message.removesuffix('; nothing was changed')}", error.hint) from None
     disarm(history)
     return outcome
 

@@ -127,8 +127,7 @@ def locked(folder: str) -> Iterator[None]:
     """Hold the lock of a folder. Raises TryAgain after LOCK_SECONDS, and says who holds it."""
     make_private(folder)
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(os.path.join(folder, "lock"), flags, 0o600)
+        descriptor = _open_lock(os.path.join(folder, "lock"))
     except OSError as error:
         raise unwritable(folder, error) from None
     try:
@@ -140,6 +139,17 @@ def locked(folder: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # close(2) gives the descriptor back even where it fails
             os.close(descriptor)  # and with it the lock, as when the process dies
+
+
+def _open_lock(path: str) -> int:
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        if error.errno == errno.EROFS:  # flock(2) asks for no more, and going back must be possible there, too
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(path, flags | os.O_RDONLY)
+        raise
 
 
 def _acquire(descriptor: int) -> None:

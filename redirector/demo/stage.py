@@ -44,6 +44,7 @@ SYSCTLS = {
 }
 CAP_SYS_ADMIN = 21  # linux/capability.h
 COMMAND_SECONDS = 30.0  # far beyond what anything here takes, for what hangs
+INHERITED = ("TERM", "NO_COLOR", "COLUMNS", "LINES", "LANG", "LC_ALL", "LC_CTYPE")
 CLIENT_SECONDS = 5.0
 HINT = (
     "run it as root, or let plain users make user namespaces (sysctl user.max_user_namespaces, among others); "
@@ -182,11 +183,12 @@ class Stage:
             raise Unavailable(message, "install Python and Redirector where you may run them") from None
 
     def _environment(self) -> dict[str, str]:
-        """The caller's, without the ssh session, which is one of another network."""
-        inherited = {name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"}
+        """Of the caller's, what concerns the terminal and its language."""
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         # Modules come from where ours do, also when that is the folder that we were called in.
         modules = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         own = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "REDIRECTOR_STATE_DIR": os.path.join(self.folder, "state"),
             "REDIRECTOR_JOURNAL": "",
             "PYTHONPATH": modules,
