@@ -54,3 +54,6 @@ if $live; then
     "$prefix/bin/redirector" status
 fi
 "$prefix/bin/redirector" service install
+if $live && [ -d /run/systemd/system ]; then
+    systemctl start redirector.service # what it loads is there already; but from now on it follows nftables.service
+fi
