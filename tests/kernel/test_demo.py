@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -35,15 +34,14 @@ THEN_LIST_NAMES = '"$@"; code=$?; ls -A /run/netns >&2; exit $code'
 
 
 class Visit:
-    """How a demo is run on the lab's host, and what is left of it; its processes are known by their environment."""
+    """How a demo is run on the lab's host, and what is left of it. Its processes are known by their environment: the
+    demo's has the folder for temporary files, and that of its children its state folder, which is in there."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab = lab
-        self.mark = f"DEMO_TEST={uuid.uuid4()}"
         self.temporary = folder / "tmp"
         self.temporary.mkdir(mode=0o700)
-        name, _, value = self.mark.partition("=")
-        self.environment = lab.environment({name: value, "TMPDIR": str(self.temporary)})
+        self.environment = lab.environment({"TMPDIR": str(self.temporary)})
 
     def start(self, argv: Sequence[str] = (), **streams: Any) -> subprocess.Popen[Any]:
         return self.lab.host.namespace.popen(argv or self.lab.command("demo"), env=self.environment, **streams)
@@ -60,7 +58,7 @@ class Visit:
                 environment = Path("/proc", name, "environ").read_bytes()
             except OSError:  # ended meanwhile, or none of ours
                 continue
-            if self.mark.encode() in environment.split(b"\0"):
+            if f"={self.temporary}".encode() in environment:
                 found.append(int(name))
         return found
 
