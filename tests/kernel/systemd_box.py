@@ -80,7 +80,8 @@ done
 rm -rf opt/redirector var/lib/redirector etc/redirector etc/machine-id etc/systemd/*.conf*
 echo 0123456789abcdef0123456789abcdef > etc/machine-id
 chroot . "$python" -I -m venv --without-pip --symlinks /opt/redirector
-cp -r box/packages/. opt/redirector/lib/python3.*/site-packages/
+cp -a box/packages/. opt/redirector/lib/python3.*/site-packages/
+chmod -R go-w opt/redirector # whatever the checkout's umask
 sh -eu box/prepare
 ip link set lo up
 exec chroot . env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
@@ -132,7 +133,7 @@ def run(folder: Path, prepare: str, scenario: str) -> str:
     shutil.copy(Path(__file__).with_name("peer.py"), shared)
     for package in (redirector, click):
         source = Path(package.__file__ or "").parent
-        shutil.copytree(source, shared / "packages" / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(source, shared / "packages" / source.name)  # with what is compiled of it
     os.mkfifo(shared / "end")
     for name in ("out", "complaints"):
         (shared / name).touch()
