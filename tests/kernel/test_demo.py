@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -39,11 +38,9 @@ class Visit:
 
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab = lab
-        self.mark = f"DEMO_TEST={uuid.uuid4()}"
         self.temporary = folder / "tmp"
         self.temporary.mkdir(mode=0o700)
-        name, _, value = self.mark.partition("=")
-        self.environment = lab.environment({name: value, "TMPDIR": str(self.temporary)})
+        self.environment = lab.environment({"TMPDIR": str(self.temporary)})
 
     def start(self, argv: Sequence[str] = (), **streams: Any) -> subprocess.Popen[Any]:
         return self.lab.host.namespace.popen(argv or self.lab.command("demo"), env=self.environment, **streams)
@@ -60,7 +57,7 @@ class Visit:
                 environment = Path("/proc", name, "environ").read_bytes()
             except OSError:  # ended meanwhile, or none of ours
                 continue
-            if self.mark.encode() in environment.split(b"\0"):
+            if os.fsencode(self.temporary) in environment:  # as TMPDIR, or in REDIRECTOR_STATE_DIR
                 found.append(int(name))
         return found
 
