@@ -159,13 +159,23 @@ def take_back(backend: Backend, history: History, pending: Pending, author: str)
     wish = Wish(target.ruleset if target else Ruleset(), origin, purge=bool(target and target.purged), verify=True)
     try:
         outcome = change(backend, history, wish)
-    except (Refused, NotPermitted) as error:
-        record = target or Record(0, "cancel", "", "", "", "", "", Ruleset())
-        change(backend, Settled(history, record), wish)  # raises again where it was not the disk
-        what = f"generation {pending.generation} is taken back, but the record of that has to wait"
-        raise RolledBack(f"{what}: {error.message.removesuffix('; nothing was changed')}", error.hint) from None
+    except (Refused, NotPermitted):
+        outcome = _without_record(backend, history, pending, target, wish)
     disarm(history)
     return outcome
+
+
+def _without_record(backend: Backend, history: History, pending: Pending, target: Record | None, wish: Wish) -> Outcome:
+    """The kernel first, and then the record once more, for which there may be room by now. Raises RolledBack where
+    there is none; where it was not the disk that refused, as `change` does."""
+    record = target or Record(0, "cancel", "", "", "", "", "", Ruleset())
+    restored = change(backend, Settled(history, record), wish)
+    try:
+        recorded = change(backend, history, wish)
+    except (Refused, NotPermitted) as error:
+        what = f"generation {pending.generation} is taken back, but the record of that has to wait"
+        raise RolledBack(f"{what}: {error.message.removesuffix('; nothing was changed')}", error.hint) from None
+    return recorded._replace(plan=restored.plan, flows=restored.flows)
 
 
 def cancel(backend: Backend, history: History, author: str) -> Outcome:

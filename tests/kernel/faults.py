@@ -155,12 +155,13 @@ def judge(fault: Fault, ended: Ended, before: Held, after: Held, found: Held) ->
         wrong.append("a signal ended it that nobody sent")
     if ended.code == 0 and (found.program != after.program or found.history(fault) != after.history(fault)):
         wrong.append("it told success, and it is not so")
-    # Where a disk takes no record, what was not confirmed is taken back all the same; its note goes on saying so.
-    taken_back = before.waiting is not None and found.program == after.program
-    put_back = found.program == before.program or taken_back
-    if ended.code == PUT_BACK and not (put_back and found.history(fault) == before.history(fault)):
+    # Where the disk is dead a change that waited goes back all the same, and only the record of it has to wait.
+    dead = fault.always and fault.call.device == "disk"
+    unrecorded = dead and before.waiting is not None and found == before._replace(program=after.program)
+    put_back = found.program == before.program and found.history(fault) == before.history(fault)
+    if ended.code == PUT_BACK and not (put_back or unrecorded):
         wrong.append("it told that everything was put back, and it is not so")
-    if ended.code in UNCHANGED and (found.program != before.program or found.history(fault) != before.history(fault)):
+    if ended.code in UNCHANGED and not put_back:
         wrong.append("it told that nothing was changed, and it is not so")
     # What the kernel does not tell any more is unknown, and so is whether a disk that fails keeps what is there now.
     silent = fault.always and fault.call.device == "netlink"

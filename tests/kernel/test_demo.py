@@ -58,7 +58,7 @@ class Visit:
                 environment = Path("/proc", name, "environ").read_bytes()
             except OSError:  # ended meanwhile, or none of ours
                 continue
-            if f"={self.temporary}".encode() in environment:
+            if os.fsencode(self.temporary) in environment:  # as TMPDIR, or in REDIRECTOR_STATE_DIR
                 found.append(int(name))
         return found
 

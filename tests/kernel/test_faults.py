@@ -167,6 +167,14 @@ class TestTheJudge:
     def test_it_lets_pass(self, fault: Fault, code: int, found: Held) -> None:
         assert judge(fault, Ended(code, ""), BEFORE, AFTER, found) == []
 
+    def test_of_what_waited_it_lets_the_record_wait_where_the_disk_is_dead(self) -> None:
+        before, after = BEFORE._replace(waiting=1), AFTER
+        taken_back = before._replace(program=after.program)
+        assert judge(DEAD, Ended(5, ""), before, after, taken_back) == []
+        for fault, found in ((ONCE, taken_back), (DEAD, after), (DEAD, taken_back._replace(generation=7))):
+            assert judge(fault, Ended(5, ""), before, after, found)
+        assert judge(DEAD, Ended(5, ""), BEFORE, after, BEFORE._replace(program=after.program))
+
     @pytest.mark.parametrize(
         ("fault", "code", "found", "words"),
         [
