@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from redirector import store
 from redirector.errors import NotPermitted, Refused, Unavailable, printable
 from redirector.host import systemd
-from redirector.unit import MARK, NAME, STAND_IN, WANTED_BY
+from redirector.unit import AFTERWARDS, MARK, NAME, STAND_IN, WANTED_BY
 
 FOLDER = "/etc/systemd/system"  # systemd.unit(5): units that the administrator installed
 MODE = 0o644  # systemd's tools read units as anybody
@@ -47,10 +47,10 @@ def install(texts: Mapping[str, str], root: str = "") -> bool:
             _write(path(root, name), text.encode())
     if manages(root):
         _systemctl("daemon-reload")
-        _systemctl("enable", NAME)
+        _systemctl("enable", *WANTED_BY)
     else:
-        for link in _links(root):
-            _link(link)
+        for link, name in _links(root).items():
+            _link(link, name)
     return found != texts
 
 
@@ -81,16 +81,17 @@ def uninstall(root: str = "") -> bool:
 
 def _ours(root: str, hint: str) -> dict[str, str | None]:
     """What is there of each unit. Raises Refused where one was written by others."""
-    found = {name: read(root, name) for name in (NAME, STAND_IN)}
+    found = {name: read(root, name) for name in (NAME, STAND_IN, AFTERWARDS)}
     for name, text in found.items():
         if text is not None and not text.startswith(MARK):
             raise Refused(f"{printable(path(root, name))} is not ours; nothing was changed", hint)
     return found
 
 
-def _links(root: str) -> list[str]:
-    """The links that WantedBy= stands for."""
-    return [f"{root.rstrip('/')}{FOLDER}/{unit}.wants/{NAME}" for unit in WANTED_BY]
+def _links(root: str) -> dict[str, str]:
+    """The links that WantedBy= stands for, and the units that they lead to."""
+    folder = f"{root.rstrip('/')}{FOLDER}"
+    return {f"{folder}/{by}.wants/{name}": name for name, wanted_by in WANTED_BY.items() for by in wanted_by}
 
 
 def manages(root: str) -> bool:
@@ -119,9 +120,9 @@ def _write(final: str, data: bytes) -> None:
         raise _unwritable(error) from None
 
 
-def _link(name: str) -> None:
+def _link(name: str, unit: str) -> None:
     """`name` → the unit, as `systemctl enable` makes it. The target is absolute inside the system that will boot."""
-    target = f"{FOLDER}/{NAME}"
+    target = f"{FOLDER}/{unit}"
     try:
         os.makedirs(os.path.dirname(name), mode=0o755, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):

@@ -11,16 +11,22 @@ A broken mapping file makes the unit fail, with the last confirmed generation in
 active, so a reload of nftables.service would then flush the redirects for good. Against that there is a second unit: it
 is started where the first one fails (OnFailure=), does nothing then, loads the redirects when nftables.service is
 reloaded, and is stopped with the first one.
+
+And where ours is active and nftables.service is not, starting that flushes too, while what is active is not started
+again. Against that there is a third one, wanted by nftables.service and never active for longer than it takes: each
+start of nftables.service starts it anew. That the file is broken is for the first one to tell, and no failure of this.
 """
 
 from __future__ import annotations
 
-from redirector.errors import Refused, printable
+from redirector.errors import BadConfiguration, Refused, printable
 
 NAME = "redirector.service"
 STAND_IN = "redirector-reload.service"
+AFTERWARDS = "redirector-nftables.service"
 MARK = "# Written by `redirector service install`, and removed by `redirector service uninstall`.\n"
-WANTED_BY = ("sysinit.target", "nftables.service")
+# What each is enabled for.
+WANTED_BY = {NAME: ("sysinit.target", "nftables.service"), AFTERWARDS: ("nftables.service",)}
 
 _UNIT = f"""\
 {MARK}
@@ -43,7 +49,7 @@ ExecStart={{command}}
 ExecReload={{command}}
 {{sandbox}}
 [Install]
-WantedBy={" ".join(WANTED_BY)}
+WantedBy={" ".join(WANTED_BY[NAME])}
 """
 
 _STAND_IN = f"""\
@@ -63,6 +69,25 @@ RemainAfterExit=yes
 ExecStart=/bin/true
 ExecReload={{command}}
 {{sandbox}}"""
+
+_AFTERWARDS = f"""\
+{MARK}
+[Unit]
+Description=Port redirects, when nftables.service is started while {NAME} is active
+DefaultDependencies=no
+After=nftables.service {NAME}
+Before=shutdown.target
+Conflicts=shutdown.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=oneshot
+SuccessExitStatus={BadConfiguration.exit_code}
+ExecStart={{command}}
+{{sandbox}}
+[Install]
+WantedBy={" ".join(WANTED_BY[AFTERWARDS])}
+"""
 
 # Each line narrows what a process with CAP_NET_ADMIN could do (systemd.exec(5)). ProtectHome= is read-only, not "yes":
 # the mapping file or Python may be in root's home. /proc stays whole: the boot's id is read there. InaccessiblePaths=
@@ -121,6 +146,7 @@ def unit_texts(python: str, file: str, state_dir: str = "") -> dict[str, str]:
     return {
         NAME: _UNIT.format(command=command, sandbox=sandbox),
         STAND_IN: _STAND_IN.format(command=command, sandbox=sandbox),
+        AFTERWARDS: _AFTERWARDS.format(command=command, sandbox=sandbox),
     }
 
 

@@ -40,7 +40,7 @@ ip address add {HOST[1]}/64 dev cable nodad
 ip -n outside address add {OUTSIDE[0]}/24 dev eth0
 ip -n outside address add {OUTSIDE[1]}/64 dev eth0 nodad
 """
-UNIT, STAND_IN = "redirector.service", "redirector-reload.service"
+UNIT, STAND_IN, AFTERWARDS = "redirector.service", "redirector-reload.service", "redirector-nftables.service"
 FILE = "/etc/redirector/mappings.toml"
 ELSEWHERE = """version = 1
 [[mapping]]
@@ -55,7 +55,7 @@ REFUSED = "Connection refused"
 TABLES = {"table inet filter", "table inet redirector"}
 JOURNAL = f"journalctl --no-pager -b -o cat -u {UNIT}"
 # systemctl waits for the unit that it names, and not for those that follow: this waits for what is under way of ours.
-FOLLOWED = f"systemd-run -q -p Type=oneshot -p After={UNIT} -p After={STAND_IN} true"
+FOLLOWED = f"systemd-run -q -p Type=oneshot -p After={UNIT} -p After={STAND_IN} -p After={AFTERWARDS} true"
 UNFLUSHED = "/root/unflushed"
 CONSOLE_LINES = 40
 

@@ -96,6 +96,8 @@ test "$before" -le $(systemctl show -P ExecMainStartTimestampMonotonic redirecto
 systemctl reload nftables.service; look reloaded
 systemctl stop nftables.service; look stopped
 systemctl start nftables.service; look started
+systemctl stop nftables.service; systemctl start redirector.service; look 'ours alone'
+systemctl start nftables.service; look 'started beside ours'
 cp /etc/nftables.conf /box/conf; echo nonsense > /etc/nftables.conf
 systemctl restart nftables.service || look 'not restarted'
 cp /box/conf /etc/nftables.conf; systemctl restart nftables.service; look 'restarted again'
@@ -115,6 +117,8 @@ nft -sa list ruleset | cmp - /box/before && echo 'the same'
         f"reloaded: active {served}",
         "stopped: inactive refused refused",
         f"started: active {served}",
+        f"ours alone: active {served}",
+        f"started beside ours: active {served}",
         f"not restarted: active {served}",
         f"restarted again: active {served}",
         f"ours stopped: inactive {served}",
@@ -188,7 +192,9 @@ INSTALL = f"{REDIRECTOR} service install"
 UNINSTALL = f"{REDIRECTOR} service uninstall"
 PACKAGES = "/opt/redirector/lib/python3.*/site-packages"
 INSTALLED = [
+    "nftables.service.wants/redirector-nftables.service lrwxrwxrwx /etc/systemd/system/redirector-nftables.service",
     "nftables.service.wants/redirector.service lrwxrwxrwx /etc/systemd/system/redirector.service",
+    "redirector-nftables.service -rw-r--r--",
     "redirector-reload.service -rw-r--r--",
     "redirector.service -rw-r--r--",
     "sysinit.target.wants/redirector.service lrwxrwxrwx /etc/systemd/system/redirector.service",

@@ -199,16 +199,6 @@ class TestTheJudge:
         (wrong,) = judge(fault, Ended(code, ""), BEFORE, AFTER, found)
         assert words in wrong
 
-    def test_what_was_not_confirmed_may_go_before_that_is_recorded(self) -> None:
-        """Where the disk takes nothing: exit 5, the kernel as it was confirmed, and the note still there."""
-        waiting = WAITING._replace(program=NEITHER.program)
-        taken_back, kept = waiting._replace(program=AFTER.program), waiting._replace(waiting=None)
-        assert judge(DEAD, Ended(5, ""), waiting, AFTER, taken_back) == []
-        (wrong,) = judge(DEAD._replace(always=False), Ended(5, ""), waiting, AFTER, kept)
-        assert "put back" in wrong
-        lost = taken_back._replace(waiting=None)
-        assert "put back" in judge(DEAD._replace(always=False), Ended(5, ""), waiting, AFTER, lost)[0]
-
     def test_it_finds_bugs(self) -> None:
         for told in ("Traceback (most recent call last):", "redirector: internal error, what became of it is unknown"):
             assert judge(ONCE, Ended(1, told), BEFORE, AFTER, BEFORE) == ["it told of its own bug"]
