@@ -73,7 +73,7 @@ def test_a_generation(product: Product, redirector: Commands) -> None:
         state.put_back(path, whole[:length])
         assert redirector("apply", new).code == 0
         assert product.history.numbers() == [1, 2, 3]
-    assert redirector("status").code == 0
+        assert redirector("status").code == 0
     state.put_back(path, whole[:-1])
     assert redirector("status").code == 0
 
