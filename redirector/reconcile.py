@@ -118,8 +118,8 @@ def _summary(outcome: Outcome, wish: Wish) -> str:
     from redirector.changes import summary
 
     words = summary(outcome.plan.changes, done=True) if outcome.plan else "the kernel had it already"
-    if not outcome.recorded:
-        return f"{words}; drift mended"
+    if not outcome.recorded:  # nothing has drifted where nothing was loaded yet
+        return words if wish.origin.action == "boot" else f"{words}; drift mended"
     return f"{words}; to be confirmed" if wish.arm else words
 
 
