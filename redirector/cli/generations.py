@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @command
 def history(app: App) -> int:
     """List the generations, the oldest first."""
-    from redirector import output
+    from redirector import output_generations as output
 
     records = app.history().all()
     app.report(
@@ -31,7 +31,7 @@ def history(app: App) -> int:
 @click.argument("generation", type=int, required=False)
 def show(app: App, generation: int | None) -> int:
     """Print one generation (default: the current one) as a mapping file."""
-    from redirector import output
+    from redirector import output_generations as output
 
     record = _record(app.history(), generation)
     app.report(lambda: output.show_text(record).rstrip(), lambda: output.show_json(record))
@@ -43,7 +43,7 @@ def show(app: App, generation: int | None) -> int:
 @click.argument("b")
 def compare(app: App, a: str, b: str) -> int:
     """Show in which mappings A and B differ: generations by number, or mapping files. Exits 2 if they do."""
-    from redirector import output
+    from redirector import output_generations as output
 
     first, second = (_ruleset(app, word) for word in (a, b))
     found = output.differences(first, second)
