@@ -27,7 +27,7 @@ from redirector.program import Program
 from redirector.records import NamedTuple
 from redirector.store import Unsynced
 
-ATTEMPTS = 50
+ATTEMPTS = 1000
 SECONDS = 5.0
 READINGS = 3  # after a commit, where the kernel's answers are lost
 GENID_LIMIT = 2**32
@@ -129,7 +129,16 @@ def _change(backend: Backend, history: History, wish: Wish, disarm: list[Callabl
     deadline = time.monotonic() + SECONDS
     overwritten = False
     for _ in range(ATTEMPTS):
-        snapshot = backend.observe()
+        try:
+            snapshot = backend.observe()
+        except TryAgain:
+            if time.monotonic() > deadline:
+                break
+            continue
+        except (RedirectorError, OSError):
+            if overwritten:
+                break
+            raise
         if wish.expected and not overwritten and program_digest(snapshot.program) != wish.expected:
             raise TryAgain("the kernel's redirects have changed since this plan was made", "plan again")
         plan = plan_for(wish.ruleset, snapshot, purge=wish.purge, replace_foreign=wish.replace_foreign)

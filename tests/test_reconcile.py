@@ -257,6 +257,33 @@ def test_what_cannot_be_read_back_is_unknown(history: History, error: Exception)
     assert files(history) == []
 
 
+class Overwriting(MemoryBackend):
+    """Somebody else changes what was committed, and then nothing can be read any more."""
+
+    reads = 0
+
+    def genid(self) -> int:
+        return super().genid() + bool(self.commits)
+
+    def observe(self) -> Snapshot:
+        self.reads += 1
+        if self.commits and self.reads > 2:
+            raise TryAgain("busy")
+        return Snapshot(None, self.generation) if self.commits else super().observe()
+
+
+def test_what_was_overwritten_and_cannot_be_read_any_more_is_unknown(history: History) -> None:
+    """It was committed: "try again, nothing was changed" would be a lie."""
+    failing(OutcomeUnknown, Overwriting(), history, WEB)
+
+
+def test_what_could_never_be_read_has_changed_nothing(history: History) -> None:
+    backend = Overwriting()
+    backend.observe = lambda: (_ for _ in ()).throw(TryAgain("busy"))  # type: ignore[method-assign]
+    assert "nothing was changed" in str(failing(TryAgain, backend, history, WEB))
+    assert backend.commits == []
+
+
 class Lying(MemoryBackend):
     """Acknowledges, counts one generation, and loses an entry of each commit."""
 

@@ -207,3 +207,9 @@ def test_expressions_as_nft_prints_them() -> None:
     assert counting[:2] == found[2:4]
     assert counting[2:] == [Expression("objref", ((3, be32(1)), (4, b"counts\0")))]
     assert found[5] == Expression("nat", tuple((n, be32(v)) for n, v in ((1, 1), (2, 1), (5, 1), (6, 1), (7, 2))))
+
+
+def test_a_look_up_in_nothing_is_foreign() -> None:
+    """Without the name of a set, where there is a set without a name: the fuzzer found it."""
+    data = encode_expressions([Expression("lookup", ())], [])
+    assert isinstance(decode_rule(parse_expressions(data, {"": frozenset({6})}), None), Foreign)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from redirector.cli.app import App, command, file_argument, insisting, unsafe_option, verify_option
-from redirector.errors import Refused, RolledBack, Usage, plural, printable
+from redirector.errors import OutcomeUnknown, Refused, RolledBack, TryAgain, Usage, plural, printable
 
 if TYPE_CHECKING:
     from redirector.backends.base import Backend
@@ -216,10 +216,14 @@ def _probe(app: App, backend: Backend, history: History, waiting: Pending, probe
         fault = str(error)
     if not fault:
         return
-    with history.locked():
-        found = pending.load(history)
-        if found and found.token == waiting.token:
-            pending.take_back(backend, history, found, app.origin("cancel", "").author)
+    try:
+        with history.locked():
+            found = pending.load(history)
+            if found and found.token == waiting.token:
+                pending.take_back(backend, history, found, app.origin("cancel", "").author)
+    except TryAgain as error:
+        message = f"the probe failed ({printable(fault)}), and the change is still in force: {error.message}"
+        raise OutcomeUnknown(message, "redirector cancel takes it back; at its deadline it goes by itself") from None
     raise RolledBack(f"the probe failed ({printable(fault)}): the change was taken back", "see: redirector history")
 
 

@@ -175,7 +175,7 @@ def beside_a_writer(product: Product, applies: int, whole: int) -> Counter[str]:
     found: Counter[str] = Counter()
     backend = product.lab.host.namespace.call(Counting)
     files = [product.file(text, f"{i}.toml") for i, text in enumerate(texts)]
-    with contextlib.closing(backend), writing(product.lab) as writer:
+    with contextlib.closing(backend), writing(product.lab, PAUSE) as writer:
         for number in range(applies):
             try:
                 product.apply(texts[number % 2], backend=backend)

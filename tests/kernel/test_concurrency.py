@@ -6,6 +6,7 @@ that is held with the owner flag in test_foreign.py.
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,7 @@ from tests.kernel.test_foreign import OTHERS, others
 SECONDS = 10.0  # in which every command ends, with the 5 s in which it tries again
 # So long each message to the kernel takes on its way: time enough for the other to commit, however busy the machine.
 DELAY_MICROSECONDS = 20_000
+ROUNDS = 10
 
 
 @pytest.fixture
@@ -37,7 +39,12 @@ def test_parallel_applies_of_two_files(product: Product) -> None:
 def test_no_commit_is_lost_beside_a_busy_writer(lab: Lab, product: Product) -> None:
     lab.host.nft(OTHERS)
     before = others(lab)
-    found = stress.beside_a_writer(product, 10, 1)
+    found: Counter[str] = Counter()
+    for _ in range(ROUNDS):  # who is faster is chance
+        found += stress.beside_a_writer(product, 4, 1)
+        if found["overtaken"] and found["taken"]:
+            break
+        lab.host.nft(f"delete table inet {TABLE}")
     assert found["overtaken"]
     assert found["taken"]
     assert [text for text in others(lab) if TABLE not in text] == before

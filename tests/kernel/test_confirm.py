@@ -274,6 +274,15 @@ class TestProbe:
         product.run("apply", "--confirm=1", "--probe", "sleep 1000", files.new, code=5)
         assert files.held() == old
 
+    def test_it_fails_while_somebody_holds_the_lock(self, lab: Lab, product: Product, files: Files) -> None:
+        """Then the change is still in force: that nothing was changed would be a lie."""
+        old = files.apply_old()
+        lock = os.path.join(lab.state_dir, "lock")
+        hold = f"sh -c 'flock {lock} sleep 60 <&- >&- 2>&- & while flock -n {lock} true; do :; done; false'"
+        told = product.run("apply", "--confirm=30", "--probe", hold, files.new, code=6)
+        assert "still in force" in told
+        assert files.held() != old
+
     def test_it_may_confirm(self, lab: Lab, product: Product, files: Files) -> None:
         probe = f"{sys.executable} -m redirector confirm"
         product.run("apply", "--confirm", "--probe", probe, files.new)

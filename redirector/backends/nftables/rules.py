@@ -228,8 +228,9 @@ def parse_expressions(data: bytes, members: dict[str, frozenset[int]]) -> list[E
         highest = _KNOWN.get(name, 1 << 14)
         values = dict(_canonical(name, k, v) for k, v in attributes(parts.get(wire.EXPR_DATA, b"")) if k <= highest)
         contents: frozenset[int] = frozenset()
-        if name == "lookup" and wire.untext(values.get(1, b"")) in members:
-            contents = members[wire.untext(values[1])]
+        looked_up = wire.untext(values.get(1, b"")) if name == "lookup" else ""
+        if looked_up and looked_up in members:
+            contents = members[looked_up]
             values[1] = text(ANONYMOUS)
         found.append(Expression(name, tuple(sorted(values.items())), contents))
     return found
