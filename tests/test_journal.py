@@ -140,6 +140,15 @@ class TestWhatIsTold:
             "apply a file by anna: 1 added; drift mended; generation 1",
         ]
 
+    def test_what_boot_loads_has_not_drifted(self, heard: socket.socket, tmp_path: Path) -> None:
+        backend = MemoryBackend()
+        self.change(backend, tmp_path, WEB)
+        backend.program = None
+        history = History(str(tmp_path / "state"), journal.tell)
+        with history.locked():
+            change(backend, history, Wish(WEB, Origin("boot", "generation 1", "boot")))
+        assert told(heard)[-1]["MESSAGE"] == "boot generation 1 by boot: 1 added; generation 1"
+
     def test_a_refusal_is_no_change(self, heard: socket.socket, tmp_path: Path) -> None:
         backend = MemoryBackend()
         backend.fail(Refused("no"))

@@ -261,6 +261,7 @@ class Overwriting(MemoryBackend):
     """Somebody else changes what was committed, and then nothing can be read any more."""
 
     reads = 0
+    error: Exception = TryAgain("busy")
 
     def genid(self) -> int:
         return super().genid() + bool(self.commits)
@@ -268,13 +269,16 @@ class Overwriting(MemoryBackend):
     def observe(self) -> Snapshot:
         self.reads += 1
         if self.commits and self.reads > 2:
-            raise TryAgain("busy")
+            raise self.error
         return Snapshot(None, self.generation) if self.commits else super().observe()
 
 
-def test_what_was_overwritten_and_cannot_be_read_any_more_is_unknown(history: History) -> None:
+@pytest.mark.parametrize("error", [OSError(105, "No buffer space available"), Unavailable("gone"), TryAgain("busy")])
+def test_what_was_overwritten_and_cannot_be_read_any_more_is_unknown(history: History, error: Exception) -> None:
     """It was committed: "try again, nothing was changed" would be a lie."""
-    failing(OutcomeUnknown, Overwriting(), history, WEB)
+    backend = Overwriting()
+    backend.error = error
+    failing(OutcomeUnknown, backend, history, WEB)
 
 
 def test_what_could_never_be_read_has_changed_nothing(history: History) -> None:
