@@ -211,5 +211,5 @@ def test_expressions_as_nft_prints_them() -> None:
 
 def test_a_look_up_in_nothing_is_foreign() -> None:
     """Without the name of a set, where there is a set without a name: the fuzzer found it."""
-    data = encode_expressions([Expression("lookup", ())], [])
+    data = table(encode_expressions([Expression("lookup", ())], []))[wire.RULE_EXPRESSIONS]
     assert isinstance(decode_rule(parse_expressions(data, {"": frozenset({6})}), None), Foreign)
