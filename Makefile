@@ -66,6 +66,7 @@ packages:
 	@missing=; \
 	command -v nft >/dev/null || missing="$$missing nftables"; \
 	command -v ip >/dev/null || missing="$$missing iproute2"; \
+	command -v iptables-nft-restore >/dev/null || missing="$$missing iptables"; \
 	command -v strace >/dev/null || missing="$$missing strace"; \
 	/usr/bin/python3 -c 'import nftables' 2>/dev/null || missing="$$missing python3-nftables"; \
 	/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \

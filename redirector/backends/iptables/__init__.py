@@ -1,0 +1,1 @@
+"""The iptables backends: what a Program is in rules of iptables (`rules`), the text between (`save`), the commands."""
