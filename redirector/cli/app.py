@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from redirector.errors import Refused, Unavailable, printable
+from redirector.errors import Refused, printable
 
 if TYPE_CHECKING:
     from redirector.backends.base import Backend, Snapshot
@@ -33,6 +33,7 @@ class App:
         self.state_dir = ""
         self.netns = ""
         self.json = False
+        self.wanted_backend = ""
         self.findings: list[Finding] = []
         self.allowed: set[str] = set()
 
@@ -63,13 +64,10 @@ class App:
             raise Refused(f"network namespace {printable(self.netns)}: {error.strerror or error}") from None
 
     def backend(self, wanted: str = "auto") -> Backend:
-        if wanted not in ("auto", "nftables"):
-            raise Unavailable(
-                f"backend {wanted} is not part of this version", 'say backend = "nftables", or leave it out'
-            )
-        from redirector.backends.nftables.backend import NftablesBackend
+        """The backend to work on; `wanted` is that of the ruleset, which --backend overrides."""
+        from redirector.selection import backend_for
 
-        return NftablesBackend()
+        return backend_for(self.wanted_backend or wanted, self.history())
 
     def settle(self, backend: Backend, history: History) -> Pending | None:
         """What waits for confirm. If its time is over and its watchdog gone, it is taken back here."""
