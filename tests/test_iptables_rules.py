@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from redirector.backends.iptables import reading, rules
 from redirector.backends.iptables.save import SavedRule, SavedTable
 from redirector.compile import compile_ruleset
-from redirector.model import FAMILIES, Ports, Ruleset, Settings
+from redirector.model import FAMILIES, Ruleset, Settings
+from redirector.plan import make_plan, perform
 from redirector.program import Program
 from tests.strategies import mapping, rulesets
 
@@ -78,5 +79,10 @@ def test_any_difference_is_damage(ruleset: Ruleset, data: st.DataObject) -> None
         assert (reading.decode(found) != program) is changed
 
 
-def test_ports_are_pairs() -> None:
-    assert Ports(1, 2).size == 2
+@given(rulesets(), rulesets())
+def test_what_updates_lead_to_is_written_as_what_is_new(before: Ruleset, after: Ruleset) -> None:
+    # Updates leave entries in another order than compiling: it must not be seen in the rules.
+    old, new = compiled(before), compiled(after)
+    reached = perform(old, make_plan(new, old).steps)
+    for family in FAMILIES:
+        assert rules.encode(reached, family) == rules.encode(new, family)

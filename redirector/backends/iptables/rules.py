@@ -115,11 +115,11 @@ class _Nat:
                     condition = "-o lo"  # the host's own connections, which "lo" narrows to
                 yield condition, self._chain(target)
             case Dispatch("interface", _, _, found):
-                for key, value in self.program.maps[found].entries.items():
+                for key, value in sorted(self.program.maps[found].entries.items()):
                     yield f"-i {key}", self._chain(value[0])
             case Dispatch(field, family, prefix, found) if family == self.family:
                 option, length = ("-s", prefix) if field == "source" else ("-d", 128 if family == "ipv6" else 32)
-                for key, value in self.program.maps[found].entries.items():
+                for key, value in sorted(self.program.maps[found].entries.items()):
                     yield f"{option} {key}/{length}", self._chain(value[0])
 
 
