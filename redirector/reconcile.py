@@ -169,7 +169,11 @@ def _carry_out(
 ) -> Outcome:
     """Commit one plan and record it. Raises Overtaken where somebody else was faster."""
     known = current if isinstance(current, Record) else None
-    same = known is not None and wish.ruleset == known.ruleset and wish.purge == known.purged
+    same = known is not None and (wish.ruleset, wish.purge, backend.name) == (
+        known.ruleset,
+        known.purged,
+        known.backend,
+    )
     nothing_ever = current is None and plan.desired is None and not plan
     if same or nothing_ever:
         # Healing drift, or nothing at all: the record stands.

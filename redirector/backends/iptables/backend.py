@@ -23,9 +23,9 @@ from redirector.backends.iptables.save import Unparsable
 from redirector.backends.iptables.script import Unspeakable, script
 from redirector.backends.place import Place
 from redirector.errors import NotPermitted, OutcomeUnknown, RedirectorError, Refused, Unavailable, printable
-from redirector.model import FAMILIES, Ruleset
+from redirector.model import DEFAULT_PRIORITY, FAMILIES, Ruleset
 from redirector.plan import Step, perform
-from redirector.program import PORTS, Program
+from redirector.program import Program
 
 CAP_NET_ADMIN = 12  # linux/capability.h
 CAP_NET_RAW = 13  # which the legacy variant needs for its socket
@@ -116,17 +116,14 @@ class IptablesBackend:
         return {family: text for family, text in texts.items() if text}
 
     def _speakable(self, program: Program | None) -> None:
-        """Raises Refused for IPv6 where the kernel has none."""
-        if program is None or "ipv6" in self._families:
+        """Raises Refused for what cannot be said here: a priority (old generations may have one), and IPv6 where the
+        kernel has none."""
+        if program is None:
             return
-        for found in program.maps.values():
-            for _, mapping in found.entries.values() if found.kind == PORTS else ():
-                if len(rules.encode(program, "ipv6")["nat"]) > 1:
-                    raise Refused(
-                        f"{mapping}: this kernel has no IPv6, and {self.name} cannot load its rules",
-                        'say family = "ipv4"',
-                    )
-                return
+        if any(c.hook.priority != DEFAULT_PRIORITY for c in program.chains.values() if c.hook and c.hook.type == "nat"):
+            raise Refused(f"{self.name} knows no priorities", "leave priority out of the settings")
+        if "ipv6" not in self._families and len(rules.encode(program, "ipv6")["nat"]) > 1:
+            raise Refused(f"this kernel has no IPv6, and {self.name} cannot load rules for it", 'say family = "ipv4"')
 
     def _read(self) -> reading.Saved:
         try:
