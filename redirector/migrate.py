@@ -55,7 +55,8 @@ def _wish(record: Record, target: str, origin: Origin, *, verify: bool) -> Wish:
     settings = record.ruleset.settings
     if settings.backend != "auto":
         settings = settings._replace(backend=target)
-    return Wish(record.ruleset._replace(settings=settings), origin, purge=record.purged, verify=verify)
+    ruleset = record.ruleset._replace(settings=settings)
+    return Wish(ruleset, origin, purge=record.purged, verify=verify, moves=True)
 
 
 def _empty(name: str, target: str, opener: Open) -> bool:

@@ -59,7 +59,8 @@ class Outcome(NamedTuple):
 class Wish(NamedTuple):
     """What is wanted: `ruleset`, or with `purge` no table at all. `replace_foreign` takes away a table that is not
     ours; `verify` reads back even after proof; `expected` is the observed Program's digest that a saved plan holds;
-    with `arm` the generation is recorded as not confirmed."""
+    with `arm` the generation is recorded as not confirmed; with `moves` that it is in another backend now is worth a
+    generation."""
 
     ruleset: Ruleset
     origin: Origin
@@ -68,6 +69,7 @@ class Wish(NamedTuple):
     verify: bool = False
     expected: str = ""
     arm: Arm | None = None
+    moves: bool = False
     judge: Judge = lambda ruleset, plan, snapshot: None
 
 

@@ -23,12 +23,16 @@ Open = Callable[[str], Backend]
 def backend_for(wanted: str, history: History, opener: Open = open_backend) -> Backend:
     """The backend to work on; `wanted` as in `[settings] backend`. Raises Refused where our mappings are in force in
     another one, and what the backends raise."""
-    last = last_backend(history)
-    name = wanted if wanted != "auto" else last or suitable()
+    last, name = last_backend(history), name_for(wanted, history)
     if last and last != name and holds(last, opener):
         message = f"our mappings are in force in {last}, and {name} is asked for"
         raise Refused(message, f"move them by: redirector migrate-backend {name}; or ask for {last}")
     return opener(name)
+
+
+def name_for(wanted: str, history: History) -> str:
+    """The name of the backend that is meant; `wanted` as in `[settings] backend`."""
+    return wanted if wanted != "auto" else last_backend(history) or suitable()
 
 
 def last_backend(history: History) -> str:

@@ -166,7 +166,8 @@ def migrate_backend(app: App, target: str, verify: bool) -> int:
     from redirector import migrate, output, terminal
 
     app.enter_namespace()
-    moved = migrate.migrate(app.history(), target, app.origin("migrate-backend", f"the mappings to {target}"), verify=verify)
+    origin = app.origin("migrate-backend", f"the mappings to {target}")
+    moved = migrate.migrate(app.history(), target, origin, verify=verify)
     if moved.file_names and not app.json:
         words = f'the file still says backend = "{moved.file_names}": say "{target}" there, or leave it out'
         terminal.say(f"note: {words}", sys.stderr)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from redirector.backends.opening import NAMES
-from tests.kernel.echo import Answered
-from tests.kernel.lab import CLIENT, HOST, LOOPBACK, PATIENCE, Lab
+from tests.kernel.echo import PATIENCE, Answered
+from tests.kernel.lab import CLIENT, HOST, LOOPBACK, Lab
 from tests.kernel.product import Product, mapping, opened
 from tests.kernel.traffic_watch import Watch
 
