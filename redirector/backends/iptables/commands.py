@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections.abc import Iterable
 
+from redirector import store
 from redirector.backends.iptables import save
 from redirector.backends.iptables.save import SavedTable
 from redirector.errors import Refused, TryAgain, Unavailable, printable
@@ -80,7 +81,16 @@ def restore(variant: str, family: str, text: str, *, test: bool = False) -> None
 def _child(argv: list[str]) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        argv, stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT, cwd="/", encoding="utf-8", errors="surrogateescape"
+        argv,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        env=ENVIRONMENT,
+        cwd="/",
+        encoding="utf-8",
+        errors="surrogateescape",
+        # If we are killed, it may still commit: until it has ended, none of ours may begin.
+        pass_fds=store.held(),
     )
 
 

@@ -283,14 +283,21 @@ def _before(saved: dict[str, SavedTable], table: str, chain: str) -> list[SavedR
 def _rules_damage(
     place: str, expected: list[str], found: list[str], chains: rules.Chains, chain: str
 ) -> Iterator[Damage]:
-    serves = _serves(chains, [chain])
     gone, new = _without(expected, found), _without(found, expected)
     for text in gone:
-        yield Damage("add", f"{place}: a rule is missing: {text}", serves)
+        yield Damage("add", f"{place}: a rule is missing: {text}", _behind(text, chain, chains))
     for text in new:
-        yield Damage("remove", f"{place}: a rule is not ours, or stands here twice: {text}", serves)
+        words = f"{place}: a rule is not ours, or stands here twice: {printable(text)}"
+        yield Damage("remove", words, _behind(text, chain, chains))
     if not gone and not new:
-        yield Damage("change", f"{place}: the rules are in another order", serves)
+        yield Damage("change", f"{place}: the rules are in another order", _serves(chains, [chain]))
+
+
+def _behind(text: str, chain: str, chains: rules.Chains) -> tuple[str, ...]:
+    """The mappings that a rule is about; of one that is nothing of ours, all that are served by its chain."""
+    if commented(text):
+        return (commented(text),)
+    return _serves(chains, [text.rpartition("-j ")[2] if leads_to_us(text) else chain])
 
 
 def _without(texts: Iterable[str], others: Iterable[str]) -> list[str]:
