@@ -26,6 +26,7 @@ NAMED = SETS | {PORTS}  # whose entries carry the name of their mapping, as a co
 VERDICTS = frozenset({INTERFACES, *ADDRESSES.values()})  # whose data is a chain to jump to
 
 Entries = dict[Any, tuple[Any, str]]
+_PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
 class Hook(NamedTuple):
@@ -172,7 +173,7 @@ def port_key(protocol: int, port: int) -> int:
 
 
 def protocol_name(number: int) -> str:
-    return next((name for name, known in PROTOCOLS.items() if known == number), f"protocol-{number}")
+    return _PROTOCOL_NAMES.get(number) or f"protocol-{number}"
 
 
 def references(rule: Rule) -> str | None:

@@ -12,7 +12,8 @@ There is a rule for each run of ports and none for each port: DNAT shifts a rang
 cannot, so a shifted range with `rewrite = "redirect"` is a rule for each port. More than FLAT rules of ports in one
 place become a tree: the range of ports is cut in FAN blocks again and again, and a packet passes some dozens of rules
 at most, whatever their number. Blocks are aligned to multiples of their size, so that a port that comes or goes changes
-the one chain that it is in.
+the one chain that it is in. What arrives and what the host sends to itself mostly find the same ports: a chain of the
+tree that would be the same for both is there once, and both lead to it.
 
 The guards of exclusive mappings are in the filter table, which iptables changes apart from nat.
 
@@ -55,6 +56,7 @@ FAN = 32  # blocks to a chain of the tree
 
 Chains = dict[str, list[str]]
 Tables = dict[str, Chains]  # rules by chain, by table; of a built-in chain only those that are ours
+_Maps = tuple[tuple[str, str], ...]  # (rewrite, map) of each that a chain looks up
 
 
 class Item(NamedTuple):
@@ -68,20 +70,25 @@ class Item(NamedTuple):
 
 def encode(program: Program | None, family: str) -> Tables:
     """The rules for one family, in the words and the order in which iptables-save has them."""
-    tables: Tables = {"nat": {}, "filter": {}}
-    if program is not None and program.chains:
-        tables["nat"] = _Nat(program, family).chains
-        tables["filter"] = _guards(program, family)
-    return tables
+    return encode_all(program, [family])[family]
+
+
+def encode_all(program: Program | None, families: Iterable[str]) -> dict[str, Tables]:
+    """As `encode`, by family: what the families have alike is worked out once."""
+    items: dict[_Maps, list[Item]] = {}
+    if program is None or not program.chains:
+        return {family: {"nat": {}, "filter": {}} for family in families}
+    return {f: {"nat": _Nat(program, f, items).chains, "filter": _guards(program, f)} for f in families}
 
 
 class _Nat:
-    """The nat table: `chains`."""
+    """The nat table: `chains`. `items` keeps the rules of ports by the maps that they come from."""
 
-    def __init__(self, program: Program, family: str) -> None:
-        self.program, self.family = program, family
+    def __init__(self, program: Program, family: str, items: dict[_Maps, list[Item]]) -> None:
+        self.program, self.family, self.items = program, family, items
         self.chains: Chains = {}
         self._any = False
+        self._trees: dict[str, tuple[list[Item], list[str]]] = {}  # by scope
         for base, chain in (("prerouting", "arriving"), ("output", "own")):
             if LocalJump(chain) in program.chains[base].rules:
                 self.chains[base.upper()] = [LOCAL + TOP[chain]]
@@ -92,19 +99,29 @@ class _Nat:
     def _chain(self, name: str) -> str:
         """Write a chain and all that it leads to; its name, "" where nothing of this family is in it."""
         texts: list[str] = []
-        looked_up: list[Translate] = []
+        maps: _Maps = ()
         for rule in self.program.chains[name].rules:
-            if isinstance(rule, Translate):
-                looked_up.append(rule)
-            else:
+            if not isinstance(rule, Translate):
                 texts += [f"{condition} -j {chain}".lstrip() for condition, chain in self._jumps(rule) if chain]
-        items = _ports(self.program, looked_up, self.family)
+            elif rule.family in ("", self.family):
+                maps += ((rule.rewrite, rule.map),)
+        if maps not in self.items:
+            self.items[maps] = _ports(self.program, maps)
+        items = self.items[maps]
         if not (texts or items) and name not in TOP:
             return ""
         self._any = self._any or bool(items)
         own = TOP.get(name) or named(name)
-        self.chains[own] = texts + tree(own, items, self.chains)
+        self.chains[own] = texts + self._tree(name, items)
         return own
+
+    def _tree(self, name: str, items: list[Item]) -> list[str]:
+        side, _, scope = name.partition("_")
+        known, texts = self._trees.get(scope, ([], []))
+        if known is not items:
+            texts = tree(f"ports {scope}", items, self.chains, side)
+            self._trees[scope] = items, texts
+        return texts
 
     def _jumps(self, rule: Rule) -> Iterator[tuple[str, str]]:
         """(condition, chain) of each jump that a rule of a Program stands for."""
@@ -123,15 +140,13 @@ class _Nat:
                     yield f"{option} {key}/{length}", self._chain(value[0])
 
 
-def _ports(program: Program, looked_up: Iterable[Translate], family: str) -> list[Item]:
+def _ports(program: Program, maps: _Maps) -> list[Item]:
     """The rules of ports of one chain. Maps of one form are taken together: that a mapping stands in one for both
     families or in one for each is all the same here."""
     entries: dict[str, Entries] = {}
-    for rule in looked_up:
-        if rule.family in ("", family):
-            known = entries.get(rule.rewrite)
-            found = program.maps[rule.map].entries
-            entries[rule.rewrite] = found if known is None else known | found
+    for rewrite, name in maps:
+        found = program.maps[name].entries
+        entries[rewrite] = entries[rewrite] | found if rewrite in entries else found
     return sorted(item for rewrite, found in entries.items() for item in _translations(rewrite, found))
 
 
@@ -139,24 +154,21 @@ def _translations(rewrite: str, entries: Entries) -> Iterator[Item]:
     for mapping, protocol, ports, targets in runs(entries):
         if rewrite == "port":
             to = f":{targets}" if targets.size == 1 else f":{targets}/{ports.first}"
-            yield _item(protocol, ports, f"{mapping} -j DNAT --to-destination {to}")
+            yield _item(protocol, ports, mapping, f"DNAT --to-destination {to}")
         elif targets.size == 1:
-            yield _item(protocol, ports, f"{mapping} -j REDIRECT --to-ports {targets}")
+            yield _item(protocol, ports, mapping, f"REDIRECT --to-ports {targets}")
         else:
             for port, target in zip(range(ports.first, ports.last + 1), range(targets.first, 65536), strict=False):
-                yield _item(protocol, Ports(port, port), f"{mapping} -j REDIRECT --to-ports {target}")
+                yield _item(protocol, Ports(port, port), mapping, f"REDIRECT --to-ports {target}")
 
 
-def _item(protocol: int, ports: Ports, rest: str, flags: str = "") -> Item:
-    text = f"{_match(protocol, ports.first, ports.last)}{flags} -m comment --comment {_quoted(rest)}"
-    return Item(protocol, ports.first, ports.last, text)
-
-
-def _quoted(rest: str) -> str:
-    """The comment (first word) as iptables-save has it: in quotes unless of letters, digits, "_" and "-" alone
-    (xtables_save_string in libxtables/xtables.c). A mapping's name has nothing in it that would have to be escaped."""
-    name, _, more = rest.partition(" ")
-    return f'"{name}" {more}' if "." in name else rest
+def _item(protocol: int, ports: Ports, mapping: str, target: str, flags: str = "") -> Item:
+    first, last = ports
+    # As iptables-save has it: in quotes unless of letters, digits, "_" and "-" alone (xtables_save_string in
+    # libxtables/xtables.c). A mapping's name has nothing in it that would have to be escaped.
+    name = f'"{mapping}"' if "." in mapping else mapping
+    text = f"{_match(protocol, first, last)}{flags} -m comment --comment {name} -j {target}"
+    return Item(protocol, first, last, text)
 
 
 def _match(protocol: int, first: int, last: int) -> str:
@@ -182,9 +194,9 @@ def _guards(program: Program, family: str) -> Chains:
     jumps = []
     for address in sorted(filter(None, places)):
         chain = named(f"guard {address}")
-        chains[chain] = tree(chain, sorted(places[address]), chains)
+        chains[chain] = tree(f"guard {address}", sorted(places[address]), chains)
         jumps.append(f"-d {address}/{128 if family == 'ipv6' else 32} -j {chain}")
-    chains[GUARD] = jumps + tree(GUARD, sorted(places.get("", [])), chains)
+    chains[GUARD] = jumps + tree("guard", sorted(places.get("", [])), chains)
     return chains
 
 
@@ -192,24 +204,34 @@ def _refusals(family: str, entries: Entries) -> Iterator[Item]:
     for mapping, protocol, ports, _ in runs(entries):
         tcp = protocol == PROTOCOLS["tcp"]
         how = "tcp-reset" if tcp else UNREACHABLE[family]
-        yield _item(protocol, ports, f"{mapping} -j REJECT --reject-with {how}", f" {SYN}" if tcp else "")
+        yield _item(protocol, ports, mapping, f"REJECT --reject-with {how}", f" {SYN}" if tcp else "")
 
 
-def tree(name: str, items: list[Item], chains: Chains) -> list[str]:
-    """The rules of the chain `name` for these items (sorted); chains below it are added to `chains`."""
+def tree(name: str, items: list[Item], chains: Chains, side: str = "") -> list[str]:
+    """The rules of one chain for these items (sorted). Chains below it are added to `chains`, of which `name` says what
+    they are for; where the other side has those already, but not the same in them, `side` does, too."""
     if len(items) <= FLAT:
         return [item.text for item in items]
     protocols = sorted({item.protocol for item in items})
     texts = []
     for protocol in protocols:
         mine = [item for item in items if item.protocol == protocol]
-        below = named(f"{name} {protocol}")
+        what = f"{name} {protocol}"
+        below = _placed(_blocks(what, mine, 0, 65536, chains, side), what, chains, side)
         texts.append(f"-p {protocol_name(protocol)} -j {below}")
-        chains[below] = _blocks(below, mine, 0, 65536, chains)
     return texts
 
 
-def _blocks(name: str, items: list[Item], start: int, width: int, chains: Chains) -> list[str]:
+def _placed(texts: list[str], what: str, chains: Chains, side: str) -> str:
+    """The name of the chain of these rules: one that is there already if it is the same."""
+    name = named(what)
+    if chains.setdefault(name, texts) != texts:
+        name = named(f"{side} {what}")
+        chains[name] = texts
+    return name
+
+
+def _blocks(what: str, items: list[Item], start: int, width: int, chains: Chains, side: str) -> list[str]:
     """As `tree`, for items of one protocol within the `width` ports from `start` on."""
     size = width // FAN
     if len(items) <= FLAT or size < 1:
@@ -227,9 +249,9 @@ def _blocks(name: str, items: list[Item], start: int, width: int, chains: Chains
             texts.append(mine[0].text)
             continue
         first = start + block * size
-        below = named(f"{name} {first} {size}")
+        inner = f"{what} {first} {size}"
+        below = _placed(_blocks(what, mine, first, size, chains, side), inner, chains, side)
         texts.append(f"{_match(items[0].protocol, first, first + size - 1)} -j {below}")
-        chains[below] = _blocks(below, mine, first, size, chains)
     return texts
 
 
