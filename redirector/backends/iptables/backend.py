@@ -49,6 +49,7 @@ class IptablesBackend:
         self._home = _namespace()
         self._saved: reading.Saved = {}
         self._program: Program | None = None
+        self._written: reading.Written | None = None
 
     def close(self) -> None:
         self._place.close()
@@ -66,7 +67,7 @@ class IptablesBackend:
         self._require()
         saved = self._read()
         foreign = reading.foreign_reason(saved)
-        self._saved, self._program = saved, Program({}, {}) if foreign else reading.decode(saved)
+        self._saved, self._program = saved, Program({}, {}) if foreign else reading.decode(saved, self._written)
         return Snapshot(self._program, 0, foreign, reading.counters(saved))
 
     def check(self, steps: Iterable[Step]) -> None:
@@ -107,9 +108,11 @@ class IptablesBackend:
     def _texts(self, program: Program | None) -> dict[str, str]:
         """What to tell iptables-restore, by family, where there is anything."""
         self._speakable(program)
-        ours = reading.held(self._saved)
+        ours, wanted = reading.held(self._saved), rules.encode_all(program, self._families)
+        if program is not None:
+            self._written = program, wanted
         try:
-            texts = {f: script(self._saved[f], ours[f], rules.encode(program, f)) for f in self._families}
+            texts = {family: script(self._saved[family], ours[family], wanted[family]) for family in self._families}
         except Unspeakable as error:
             message = f"a rule that others made leads to our chains, and cannot be taken away: {printable(str(error))}"
             raise Refused(message, f"delete it by hand: {self.name} -t nat -D …") from None

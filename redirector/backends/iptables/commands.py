@@ -10,6 +10,7 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Iterable
+from typing import BinaryIO, Self
 
 from redirector import store
 from redirector.backends.iptables import save
@@ -53,12 +54,13 @@ def read(variant: str, families: Iterable[str]) -> dict[str, dict[str, SavedTabl
     programs = {family: find(variant, family, "save") for family in families}
     with contextlib.ExitStack() as stack:
         children = {
-            family: stack.enter_context(_child([path, "-c"]))
+            family: stack.enter_context(_Child([path, "-c"]))
             for family, path in programs.items()
             if variant != "legacy" or _loaded(family)
         }
-        told = {family: _finish(child) for family, child in children.items()}
-    return {f: save.parse(told[f].split("\n")) if f in told else {} for f in programs}
+        # While the second one still works, the first one's text is taken apart.
+        told = {family: save.parse(child.finish().split("\n")) for family, child in children.items()}
+    return {family: told.get(family, {}) for family in programs}
 
 
 def restore(variant: str, family: str, text: str, *, test: bool = False) -> None:
@@ -66,8 +68,8 @@ def restore(variant: str, family: str, text: str, *, test: bool = False) -> None
     options = ["--noflush", "--counters", "--wait", str(LOCK_SECONDS), *(["--test"] if test else [])]
     path = find(variant, family, "restore")
     try:
-        with _child([path, *options]) as child:
-            _finish(child, text)
+        with _Child([path, *options], text) as child:
+            child.finish()
     except Failed as error:
         holder = _lock_holder() if variant == "legacy" and error.code == RESOURCE else ""
         if holder:
@@ -78,31 +80,53 @@ def restore(variant: str, family: str, text: str, *, test: bool = False) -> None
         raise
 
 
-def _child(argv: list[str]) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        argv,
-        stdin=pipe,
-        stdout=pipe,
-        stderr=pipe,
-        env=ENVIRONMENT,
-        cwd="/",
-        encoding="utf-8",
-        errors="surrogateescape",
-        # If we are killed, it may still commit: until it has ended, none of ours may begin.
-        pass_fds=store.held(),
-    )
+class _Child:
+    """A command at work. What it reads and writes is kept in memory files: a pipe holds but 64 KiB, and two processes
+    would take turns over a megabyte of rules."""
+
+    def __init__(self, argv: list[str], text: str = "") -> None:
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            told, self._output = (stack.enter_context(_memory_file()) for _ in range(2))
+            told.write(text.encode("utf-8", "surrogateescape"))
+            told.seek(0)
+            self._process = stack.enter_context(
+                subprocess.Popen(
+                    argv,
+                    stdin=told,
+                    stdout=self._output,
+                    stderr=subprocess.PIPE,
+                    env=ENVIRONMENT,
+                    cwd="/",
+                    # If we are killed, it may still commit: until it has ended, none of ours may begin.
+                    pass_fds=store.held(),
+                )
+            )
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def finish(self) -> str:
+        """What it wrote. Raises Failed, and Refused where it does not end."""
+        child = self._process
+        try:
+            _, complaint = child.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            raise Refused(f"{printable(str(child.args))} did not end within {SECONDS:.0f} s", "try again") from None
+        if child.returncode:
+            said = complaint.decode("utf-8", "surrogateescape")
+            raise Failed(str(child.args[0]), child.returncode, printable(" ".join(said.split())[:300]))  # type: ignore[index]
+        self._output.seek(0)
+        return self._output.read().decode("utf-8", "surrogateescape")
 
 
-def _finish(child: subprocess.Popen[str], text: str = "") -> str:
-    try:
-        told, complaint = child.communicate(text, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        raise Refused(f"{printable(str(child.args))} did not end within {SECONDS:.0f} s", "try again") from None
-    if child.returncode:
-        raise Failed(str(child.args[0]), child.returncode, printable(" ".join(complaint.split())[:300]))  # type: ignore[index]
-    return told
+def _memory_file() -> BinaryIO:
+    return open(os.memfd_create("redirector"), "w+b", buffering=0)
 
 
 def _loaded(family: str) -> bool:

@@ -33,7 +33,10 @@ from redirector.program import (
 )
 
 Saved = dict[str, dict[str, SavedTable]]  # tables by name, by family
-_Found = tuple[Scope, int, int, str, str]  # scope, port key, target port, mapping, rewrite
+Written = tuple[Program, dict[str, rules.Tables]]  # a Program, and its rules by family
+_Where = frozenset[tuple[str, str]]  # (side, family)
+_NOWHERE: _Where = frozenset()
+_JUMP = f"-j {rules.PREFIX}"
 DEPTH = 16  # chains deep: what we write is at most 9
 
 
@@ -58,15 +61,18 @@ def leads_to_us(text: str) -> bool:
     return f"-j {rules.PREFIX}" in text or f"-g {rules.PREFIX}" in text
 
 
-def decode(saved: Saved) -> Program | None:
-    """The Program that the chains mean; None where there are none of ours at all."""
+def decode(saved: Saved, written: Written | None = None) -> Program | None:
+    """The Program that the chains mean; None where there are none of ours at all.
+
+    `written` is what may well be there. Where exactly that is, nothing has to be guessed: writing is reversible.
+    """
     ours = held(saved)
     if not any(chains for tables in ours.values() for chains in tables.values()):
         return None
+    if written and not any(_all_damage(written[1], ours, saved)):
+        return written[0]
     guess = _guess(ours)
-    wanted = {family: rules.encode(guess, family) for family in ours}
-    damage = [found for family in ours for found in _damage(family, wanted[family], ours[family], saved[family])]
-    return guess._replace(damage=tuple(damage))
+    return guess._replace(damage=tuple(_all_damage(rules.encode_all(guess, ours), ours, saved)))
 
 
 def foreign_reason(saved: Saved) -> str:
@@ -74,10 +80,12 @@ def foreign_reason(saved: Saved) -> str:
 
     The name is the mark (a flush takes comments away): not ours is what has rules of which we could have written none.
     """
-    rest = [rule for tables in held(saved).values() for chains in tables.values() for rule in _chained(chains)]
-    if not rest or any(_possible(text) for text in rest):
-        return ""
-    return f"chains {rules.PREFIX}… have rules that are not ours, such as {printable(rest[0][:100])}"
+    other = ""
+    for text in (text for tables in held(saved).values() for chains in tables.values() for text in _chained(chains)):
+        if _possible(text):
+            return ""
+        other = other or text
+    return f"chains {rules.PREFIX}… have rules that are not ours, such as {printable(other[:100])}" if other else ""
 
 
 def _chained(chains: rules.Chains) -> Iterator[str]:
@@ -97,10 +105,10 @@ def counters(saved: Saved) -> dict[str, tuple[int, int]]:
                 continue
             for rule in kept:
                 mapping = commented(rule.text)
-                if mapping:
-                    packets, size = found.get(naming.counter(mapping), (0, 0))
-                    found[naming.counter(mapping)] = (packets + rule.packets, size + rule.bytes)
-    return found
+                if mapping and (rule.packets or mapping not in found):
+                    packets, size = found.get(mapping, (0, 0))
+                    found[mapping] = (packets + rule.packets, size + rule.bytes)
+    return {naming.counter(mapping): counts for mapping, counts in found.items()}
 
 
 def commented(text: str) -> str:
@@ -111,19 +119,20 @@ def commented(text: str) -> str:
 
 def _guess(ours: dict[str, rules.Tables]) -> Program:
     """What the rules that can be understood mean."""
-    presence: dict[_Found, set[tuple[str, str]]] = {}
-    for family, tables in ours.items():
-        for side in SIDES:
-            for found in _walk(tables["nat"], rules.TOP[side], side, family, Scope(), 0):
-                presence.setdefault(found, set()).add((side, family))
     leaves: dict[PortMap, tuple[Entries, Entries]] = {}
     counts: set[str] = set()
-    for (scope, key, target, mapping, rewrite), present in presence.items():
-        counter = naming.counter(mapping)
-        counts.add(counter)
-        for side, family in _cover(present, scope):
-            entries, counted = leaves.setdefault(PortMap(side, scope, family, rewrite), ({}, {}))
-            entries[key], counted[key] = (target, mapping), (counter, "")
+    for scope, texts in _by_scope(ours).items():
+        presence: dict[tuple[int, int, str, str], _Where] = {}
+        for text, where in texts.items():
+            for found in _ports(text):
+                presence[found] = presence.get(found, _NOWHERE) | where
+        covers = {where: [*_cover(where, scope)] for where in set(presence.values())}
+        for (key, target, mapping, rewrite), where in presence.items():
+            counter = naming.counter(mapping)
+            counts.add(counter)
+            for side, family in covers[where]:
+                entries, counted = leaves.setdefault(PortMap(side, scope, family, rewrite), ({}, {}))
+                entries[key], counted[key] = (target, mapping), (counter, "")
     maps = _guarded({family: tables["filter"] for family, tables in ours.items()})
     for wanted, (entries, counted) in leaves.items():
         maps[naming.port_map(wanted)] = Map(PORTS, entries)
@@ -132,7 +141,32 @@ def _guess(ours: dict[str, rules.Tables]) -> Program:
     return whole(leaves, maps, DEFAULT_PRIORITY, frozenset(counts))
 
 
-def _cover(present: set[tuple[str, str]], scope: Scope) -> Iterator[tuple[str, str]]:
+def _by_scope(ours: dict[str, rules.Tables]) -> dict[Scope, dict[str, _Where]]:
+    """Where each rule of ports is, by scope. Most are at both sides and in both families: so each is read only once."""
+    found: dict[Scope, dict[str, _Where]] = {}
+    joined: dict[tuple[_Where, _Where], _Where] = {}  # ten thousand rules are in the same few places
+    for family, tables in ours.items():
+        for side in SIDES:
+            here = frozenset([(side, family)])
+            for scope, texts in _walk(tables["nat"], rules.TOP[side], side, family, Scope(), 0):
+                known = found.setdefault(scope, {})
+                for text in texts:
+                    before = known.get(text, _NOWHERE)
+                    both = joined.get((before, here))
+                    known[text] = both or joined.setdefault((before, here), before | here)
+    return found
+
+
+def _ports(text: str) -> Iterator[tuple[int, int, str, str]]:
+    """(port key, target port, mapping, rewrite) of each port of a rule of ports; nothing for any other."""
+    found = _translation(text)
+    if found:
+        protocol, first, last, mapping, target, step, rewrite = found
+        for port in range(first, last + 1):
+            yield port_key(protocol, port), target + step * (port - first), mapping, rewrite
+
+
+def _cover(present: _Where, scope: Scope) -> Iterator[tuple[str, str]]:
     """(side, family) of the maps that together stand for exactly these sides and families; "" stands for both."""
     families = (scope.family,) if scope.family else FAMILIES
     left = set(present)
@@ -146,17 +180,15 @@ def _cover(present: set[tuple[str, str]], scope: Scope) -> Iterator[tuple[str, s
         yield side, "" if scope.family else family
 
 
-def _walk(chains: rules.Chains, name: str, side: str, family: str, scope: Scope, depth: int) -> Iterator[_Found]:
-    """What the rules of a chain, and of the chains that it leads to, give ports to."""
-    for text in chains.get(name, ()) if depth < DEPTH else ():
-        found = _translation(text)
-        if found:
-            protocol, first, last, mapping, target, step, rewrite = found
-            for port in range(first, last + 1):
-                yield scope, port_key(protocol, port), target + step * (port - first), mapping, rewrite
-            continue
-        condition, jumps, target_name = text.rpartition("-j ")
-        if jumps and target_name.startswith(rules.PREFIX):
+def _walk(
+    chains: rules.Chains, name: str, side: str, family: str, scope: Scope, depth: int
+) -> Iterator[tuple[Scope, list[str]]]:
+    """The rules of a chain, and of the chains that it leads to: those that are no jumps to ours, by scope."""
+    texts = chains.get(name, []) if depth < DEPTH else []
+    yield scope, [text for text in texts if _JUMP not in text]
+    for text in (text for text in texts if _JUMP in text):
+        condition, _, target_name = text.rpartition("-j ")
+        if target_name.startswith(rules.PREFIX):
             inner = scope if condition.startswith("-p ") else _narrower(scope, condition.split(), side, family)
             if inner is not None:
                 yield from _walk(chains, target_name, side, family, inner, depth + 1)
@@ -250,6 +282,10 @@ def _walk_guards(chains: rules.Chains, name: str, address: str, depth: int) -> I
         if jumps and target.startswith(rules.PREFIX):
             at = condition[3:].partition("/")[0] if condition.startswith("-d ") else address
             yield from _walk_guards(chains, target, at, depth + 1)
+
+
+def _all_damage(wanted: dict[str, rules.Tables], ours: dict[str, rules.Tables], saved: Saved) -> Iterator[Damage]:
+    return (found for family in ours for found in _damage(family, wanted[family], ours[family], saved[family]))
 
 
 def _damage(family: str, wanted: rules.Tables, ours: rules.Tables, saved: dict[str, SavedTable]) -> Iterator[Damage]:

@@ -48,6 +48,11 @@ def parse(lines: Iterable[str]) -> dict[str, SavedTable]:
     rules: dict[str, list[SavedRule]] = {}
     number = 0
     for number, raw in enumerate(lines, 1):
+        if table is not None and raw.startswith("[0:0] -A "):  # nearly all of a large table
+            chain, _, rest = raw[9:].rstrip("\n").partition(" ")
+            if chain in rules:
+                rules[chain].append(SavedRule(rest, number))
+                continue
         line = raw.rstrip("\n")
         first = line[:1]
         if table is not None and first in ("-", "["):
