@@ -64,6 +64,7 @@ class History:
         self.folder = folder
         self.tell = tell
         self._generations = os.path.join(folder, "generations")
+        self._known: tuple[int, bytes, Record] | None = None
 
     def numbers(self) -> list[int]:
         """Every generation that has a file, readable or not, in ascending order."""
@@ -87,7 +88,11 @@ class History:
     def read(self, number: int) -> Record | Unreadable:
         """One generation. Raises NotFound where there is none of that number."""
         try:
-            return _decode(json.loads(store.read(self._path(number))), number)
+            content = store.read(self._path(number))
+            known = self._known
+            if known and known[:2] == (number, content):  # a command asks for the current one again and again
+                return known[2]
+            record = _decode(json.loads(content), number)
         except FileNotFoundError:
             raise NotFound(f"there is no generation {number}", "see: redirector history") from None
         except PermissionError:
@@ -96,6 +101,8 @@ class History:
             return Unreadable(number, f"its mappings are invalid: {printable(str(error))}")
         except (OSError, ValueError, RecursionError) as error:
             return Unreadable(number, f"its file is damaged ({printable(str(error))[:100]})")
+        self._known = number, content, record
+        return record
 
     def all(self) -> list[Record | Unreadable]:
         return [self.read(number) for number in self.numbers()]
