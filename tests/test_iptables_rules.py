@@ -47,6 +47,25 @@ def test_many_ports_are_a_tree_and_come_back() -> None:
     assert reading.decode(saved(program)) == program
 
 
+def test_both_sides_share_what_they_have_alike() -> None:
+    both = many(5000)
+    tables = rules.encode(compiled(both), "ipv4")["nat"]
+    assert sum("DNAT" in text for texts in tables.values() for text in texts) == 5000
+    # One more for others only: the way to it is there twice, the rest is not.
+    program = compiled(Ruleset((*both.mappings, mapping("others", "999", "8999", local=False))))
+    tables = rules.encode(program, "ipv4")["nat"]
+    assert sum("DNAT" in text for texts in tables.values() for text in texts) < 5000 + 2 * rules.FLAT
+    assert reading.decode(saved(program)) == program
+
+
+@given(rulesets(), rulesets())
+def test_what_was_written_is_only_known_where_it_is_there(written: Ruleset, there: Ruleset) -> None:
+    program, other = compiled(written), compiled(there)
+    known = program, rules.encode_all(program, FAMILIES)
+    assert reading.decode(saved(program), known) == program
+    assert reading.decode(saved(other), known) == other
+
+
 def test_a_range_is_one_rule() -> None:
     program = compiled(Ruleset((mapping("m", "1-10000", "20001-30000"), mapping("n", "10001-20000", "5"))))
     texts = rules.encode(program, "ipv6")["nat"][rules.TOP["arriving"]]
