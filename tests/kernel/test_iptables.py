@@ -53,7 +53,7 @@ def rule(lab: Lab, variant: str, family: str, table: str, words: str) -> None:
 TAMPERINGS = {
     "a rule deleted": (
         "nat",
-        ["-D REDIRECTOR-IN -p tcp --dport 80 -m comment --comment web -j DNAT --to :8080"],
+        ["-D REDIRECTOR-ALL -p tcp --dport 80 -m comment --comment web -j DNAT --to-destination :8080"],
         "web",
     ),
     "a rule edited": ("nat", ["-R REDIRECTOR-OUT 1 -p tcp --dport 80 -j DNAT --to-destination :8081"], "web"),
@@ -81,10 +81,10 @@ TAMPERINGS = {
     "another order": (
         "nat",
         [
-            "-D REDIRECTOR-IN -p tcp -m tcp --dport 80 -m comment --comment web -j DNAT --to-destination :8080",
-            "-A REDIRECTOR-IN -p tcp -m tcp --dport 80 -m comment --comment web -j DNAT --to-destination :8080",
+            "-D REDIRECTOR-ALL -p tcp -m tcp --dport 80 -m comment --comment web -j DNAT --to-destination :8080",
+            "-A REDIRECTOR-ALL -p tcp -m tcp --dport 80 -m comment --comment web -j DNAT --to-destination :8080",
         ],
-        "web staff range",
+        "web",
     ),
     "a chain emptied": ("nat", ["-F REDIRECTOR-IN"], "web staff range"),
     "a scope emptied": ("nat", ["-F +"], "staff"),
@@ -122,7 +122,7 @@ def test_drift_is_found_told_and_mended(lab: Lab, product: Product, variant: str
     ours = [line.split()[-1] for line in before if line.startswith("-A REDIRECTOR-IN -s ")]
     chain = ours[FAMILIES.index(family)]
     for each in words:
-        rule(lab, variant, family, table, each.replace("+", chain).replace("--to :", "--to-destination :"))
+        rule(lab, variant, family, table, each.replace("+", chain))
     found = product.status()
     assert found.state == "drifted"
     told = {name for drift in found.drift for name in (drift.mapping, *drift.serves) if name}
