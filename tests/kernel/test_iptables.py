@@ -236,6 +236,21 @@ class TestWhatFailsUnderneath:
         product.apply(EVERYTHING)
         assert product.status().state == "in-sync"
 
+    def test_it_is_told_nothing_of_ours(
+        self, lab: Lab, product: Product, variant: str, broken: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("IPTABLES_LIB_DIR", "/nonexistent")
+        monkeypatch.setenv("LD_PRELOAD", "")
+        self.program(
+            broken, variant, f"env >{broken}/env; echo $* >{broken}/argv; cat >{broken}/text; exit 1", "iptables"
+        )
+        with pytest.raises(errors.Refused):
+            product.apply(WEB)
+        names = {line.partition("=")[0] for line in (broken / "env").read_text().splitlines()}
+        assert {"PATH", "LC_ALL"} <= names <= {"PATH", "LC_ALL", "PWD", "OLDPWD", "SHLVL", "_"}
+        assert (broken / "argv").read_text() == "--noflush --counters --wait 5\n"  # no word of the file's
+        assert "-j REDIRECTOR-IN" in (broken / "text").read_text()
+
     def test_a_program_that_hangs(
         self, lab: Lab, product: Product, variant: str, broken: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
