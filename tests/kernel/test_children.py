@@ -106,7 +106,7 @@ def test_systemctl(lab: Lab, tmp_path: Path) -> None:
 def test_what_the_doctor_asks(lab: Lab, product: Product, tmp_path: Path) -> None:
     lab.host.run("iptables-legacy", "-t", "nat", "-A", "PREROUTING", "-j", "ACCEPT")
     lab.host.run("iptables-nft", "-t", "nat", "-A", "PREROUTING", "-j", "ACCEPT")
-    lab.host.nft("table inet x { chain y { type filter hook input priority 0; } }")
+    lab.host.nft("table inet x { chain y { type filter hook input priority 0; }\n}")
     children = started(lab, tmp_path, *lab.command("doctor", product.file(mapping("web", 80, 8080))))
     assert [child.arguments for child in children] == [
         ["/usr/sbin/iptables-legacy-save", "-t", "nat"],
