@@ -191,6 +191,8 @@ def _table_changes(desired: Program, observed: Program) -> Iterator[Change]:
         yield _told("change", asleep or f"the table has flags {observed.flags:#x}", served)
     for stray in observed.strays:
         yield _told("remove", f"{stray} is not ours")
+    for found in observed.damage:
+        yield _told(found.action, found.text, found.serves)
     if not observed.chains and not observed.maps:
         if not observed.strays:
             yield _told("add", "the table is empty")

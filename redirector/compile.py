@@ -64,8 +64,13 @@ def compile_ruleset(ruleset: Ruleset) -> Program:
         maps[naming.port_map(wanted)] = Map(PORTS, ports)
         maps[naming.count_map(wanted)] = Map(COUNTS, counts)
     maps |= _guards(ruleset.enabled)
-    frame = skeleton(leaves, maps, ruleset.settings.priority)
     counters = frozenset(naming.counter(mapping.name) for mapping in ruleset.enabled)
+    return whole(leaves, maps, ruleset.settings.priority, counters)
+
+
+def whole(leaves: Iterable[PortMap], maps: dict[str, Map], priority: int, counters: frozenset[str]) -> Program:
+    """The Program that has these maps of ports, counts and guards (`leaves`: those of ports): the frame put around."""
+    frame = skeleton(leaves, maps, priority)
     return Program(frame.chains, maps | frame.maps, counters=counters)
 
 

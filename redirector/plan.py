@@ -136,8 +136,8 @@ def _steps(desired: Program | None, observed: Program | None) -> Iterator[Step]:
         if observed is not None:
             yield DeleteTable()
         return
-    if observed is not None and observed.strays:
-        # Objects of kinds that we never make: only a new table is sure to be without them.
+    if observed is not None and (observed.strays or observed.damage):
+        # Objects of kinds that we never make, or damage that has no name: only a new table is sure to be without.
         yield DeleteTable()
         observed = None
     if observed is None:
@@ -231,13 +231,14 @@ def perform(program: Program | None, steps: Iterable[Step]) -> Program | None:
     flags = program.flags if program else 0
     strays = program.strays if program else ()
     counters = set(program.counters) if program else set()
+    damage = program.damage if program else ()
     exists = program is not None
     for step in steps:
         match step:
             case AddTable():
                 exists, flags = True, 0
             case DeleteTable():
-                chains, maps, flags, strays, counters, exists = {}, {}, 0, (), set(), False
+                chains, maps, flags, strays, counters, damage, exists = {}, {}, 0, (), set(), (), False
             case AddChain(name, hook):
                 chains[name] = Chain(hook, ())
             case DeleteChain(name):
@@ -260,7 +261,7 @@ def perform(program: Program | None, steps: Iterable[Step]) -> Program | None:
             case DeleteCounters(names):
                 for name in names:
                     counters.remove(name)
-    return Program(chains, maps, flags, strays, frozenset(counters)) if exists else None
+    return Program(chains, maps, flags, strays, frozenset(counters), damage) if exists else None
 
 
 def program_digest(program: Program | None) -> str:
@@ -271,5 +272,5 @@ def program_digest(program: Program | None) -> str:
 
     chains = sorted((name, chain.hook, chain.rules) for name, chain in program.chains.items())
     maps = sorted((name, m.kind, sorted(map(repr, m.entries.items()))) for name, m in program.maps.items())
-    rest = program.flags, program.strays, sorted(program.counters)
+    rest = program.flags, program.strays, sorted(program.counters), *program.damage
     return hashlib.sha256(repr((chains, maps, rest)).encode()).hexdigest()

@@ -132,6 +132,15 @@ class Map(NamedTuple):
         raise TypeError("a map cannot be hashed: its entries are a dict")
 
 
+class Damage(NamedTuple):
+    """What a backend finds wrong in its own form, where a Program has no words for it: what `action` (add, remove,
+    change) would mend, in words; `serves` names the mappings that are behind it. Only ever observed."""
+
+    action: str
+    text: str
+    serves: tuple[str, ...] = ()
+
+
 class Program(NamedTuple):
     """One table. `flags` are the kernel's table flags; `strays` names objects in it that no compiled Program has;
     `counters` are the names of its counters (what they have counted is no part of a Program)."""
@@ -141,6 +150,7 @@ class Program(NamedTuple):
     flags: int = 0
     strays: tuple[str, ...] = ()
     counters: frozenset[str] = frozenset()
+    damage: tuple[Damage, ...] = ()
 
 
 class Route(NamedTuple):

@@ -105,7 +105,7 @@ def _detach(argv: list[str]) -> None:
 
 def main() -> None:
     """The watchdog's own life: arguments are the package's home, the state folder, the token, and the network."""
-    from redirector.backends.nftables.backend import NftablesBackend
+    from redirector.selection import backend_for
 
     _, folder, token, network = sys.argv[1:5]
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
@@ -114,7 +114,7 @@ def main() -> None:
     found = pending.read(history)
     if found is None or found.token not in (token, "") or network != _network():
         sys.exit(MISPLACED)
-    backend = NftablesBackend()
+    backend = backend_for("auto", history)
     pending.boot_id()
     _tell_ready()
     _watch(backend, history, token)

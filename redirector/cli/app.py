@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from redirector.errors import Refused, Unavailable, printable
+from redirector.errors import Refused, printable
+from redirector.model import BACKENDS
 
 if TYPE_CHECKING:
     from redirector.backends.base import Backend, Snapshot
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from redirector.pending import Pending
     from redirector.plan import Plan
     from redirector.reconcile import Judge, Origin
+    from redirector.source import SourceFile
     from redirector.terminal import Paint
 
 DEFAULT_FILE = "/etc/redirector/mappings.toml"
@@ -33,6 +35,7 @@ class App:
         self.state_dir = ""
         self.netns = ""
         self.json = False
+        self.wanted_backend = ""
         self.findings: list[Finding] = []
         self.allowed: set[str] = set()
 
@@ -63,13 +66,20 @@ class App:
             raise Refused(f"network namespace {printable(self.netns)}: {error.strerror or error}") from None
 
     def backend(self, wanted: str = "auto") -> Backend:
-        if wanted not in ("auto", "nftables"):
-            raise Unavailable(
-                f"backend {wanted} is not part of this version", 'say backend = "nftables", or leave it out'
-            )
-        from redirector.backends.nftables.backend import NftablesBackend
+        """The backend to work on; `wanted` is that of the ruleset, which --backend overrides."""
+        from redirector.selection import backend_for
 
-        return NftablesBackend()
+        return backend_for(self.wanted_backend or wanted, self.history())
+
+    def backend_of(self, ruleset: Ruleset, files: list[SourceFile]) -> Backend:
+        """The backend for a mapping file. Raises InvalidFile, with the line, for what it cannot do."""
+        from redirector import mappings
+        from redirector.model import backend_problems
+
+        backend = self.backend(ruleset.settings.backend)
+        if any(backend_problems(ruleset.settings, backend.name)):
+            mappings.parse(files, backend.name)
+        return backend
 
     def settle(self, backend: Backend, history: History) -> Pending | None:
         """What waits for confirm. If its time is over and its watchdog gone, it is taken back here."""
@@ -149,6 +159,17 @@ def shared(function: F) -> F:
     for option in options:
         function = option(function)
     return function
+
+
+def choosing_backend(function: F) -> F:
+    """The option that overrides the file's choice of a backend."""
+
+    def keep(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+        context.ensure_object(App).wanted_backend = value or ""
+
+    words = "Instead of the one that the settings name."
+    choice = click.Choice(BACKENDS[1:])
+    return click.option("--backend", type=choice, expose_value=False, callback=keep, help=words)(function)
 
 
 def insisting(function: F) -> F:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from redirector.backends.opening import NAMES
 from redirector.host.namespaces import Namespace
 from redirector.host.privileges import become_user_namespace_root
 from tests.kernel.lab import Lab
+from tests.kernel.product import Product
 
 HERE = Path(__file__).parent
 HINT = "run the tests as root, or let plain users make user namespaces (user_namespaces(7), Files)"
@@ -72,3 +74,10 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """One lab for all tests of a module, for property tests: `reset` it before each example."""
     with Lab(str(tmp_path_factory.mktemp("lab") / "state")) as built:
         yield built
+
+
+@pytest.fixture(params=NAMES)
+def product(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Product]:
+    """The product, on each of the backends. What is about one of them alone has a fixture of its own."""
+    with Product(lab, request.param) as made:
+        yield made

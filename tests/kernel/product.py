@@ -7,13 +7,14 @@ the lab's state folder, and `reconcile.change`. Guards have a say in the command
 import json
 import os
 import subprocess
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from redirector import mappings, reconcile
 from redirector import status as against
 from redirector.backends.base import Backend
-from redirector.backends.nftables.backend import NftablesBackend
+from redirector.backends.opening import open_backend
 from redirector.history import History
+from redirector.host.namespaces import Namespace
 from redirector.model import Ruleset
 from redirector.reconcile import Origin, Outcome, Wish
 from redirector.source import SourceFile
@@ -45,12 +46,31 @@ def insist() -> list[str]:
     return [] if os.stat("/").st_uid in (0, os.geteuid()) else ["--allow-unsafe-file"]
 
 
+class Inside:
+    """A backend of which every call is made inside its network namespace: what runs commands needs it."""
+
+    def __init__(self, namespace: Namespace, name: str) -> None:
+        self._namespace = namespace
+        self._backend = namespace.call(open_backend, name)
+        self.name = name
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._backend, name)
+        return lambda *args: self._namespace.call(method, *args)
+
+
+def opened(namespace: Namespace, name: str) -> Backend:
+    """A backend for a network namespace."""
+    made: Any = namespace.call(open_backend, name) if name == "nftables" else Inside(namespace, name)
+    return cast(Backend, made)
+
+
 class Product:
     """The product on a lab's host. Close it: it holds a netlink socket."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, backend: str = "nftables") -> None:
         self.lab = lab
-        self.backend = lab.host.namespace.call(NftablesBackend)
+        self.backend = opened(lab.host.namespace, backend)
         self.history = History(lab.state_dir)
 
     # -- inside this process
@@ -80,9 +100,14 @@ class Product:
         """A mapping file on the disk; its path."""
         path = os.path.join(os.path.dirname(self.lab.state_dir), name)
         with open(path, "w", encoding="utf-8") as out:
-            out.write(f"version = 1\n{text}")
+            out.write(f"version = 1\n{self._settings(text)}{text}")
         os.chmod(path, 0o600)
         return path
+
+    def _settings(self, text: str) -> str:
+        if self.backend.name == "nftables" or "[settings]" in text:
+            return ""
+        return f'[settings]\nbackend = "{self.backend.name}"\n'
 
     def run(self, *args: str, code: int = 0, insists: bool = True, **options: Any) -> str:
         """What `redirector ARGS` prints (errors go after the output); it must end with `code`."""

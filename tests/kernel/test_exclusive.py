@@ -1,7 +1,5 @@
 """Exclusive mappings: the target port itself is refused from outside, and nobody else notices anything."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.kernel.echo import SILENCE, Answer, Answered, Protocol, Refused, Silent
@@ -15,12 +13,6 @@ GUARDED = mapping("web", 80, 8080, protocol=BOTH, exclusive=True)
 
 families = pytest.mark.parametrize("v", [0, 1], ids=["ipv4", "ipv6"])
 protocols = pytest.mark.parametrize("protocol", ["tcp", "udp"])
-
-
-@pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as made:
-        yield made
 
 
 def ask(machine: Machine, protocol: Protocol, address: str, port: int, source: str | None = None) -> Answer:

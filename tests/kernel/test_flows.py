@@ -1,7 +1,7 @@
 """UDP flows find a mapping's new target at their next packet; all others go on undisturbed."""
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import pytest
 
@@ -15,12 +15,6 @@ from tests.kernel.product import Product, mapping
 ANY = ("0.0.0.0", "::")
 
 families = pytest.mark.parametrize("v", [0, 1], ids=["ipv4", "ipv6"])
-
-
-@pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as made:
-        yield made
 
 
 def udp(name: str, listen: int, to: int, **keys: object) -> str:

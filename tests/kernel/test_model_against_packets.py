@@ -11,14 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from redirector.backends.nftables.backend import NftablesBackend
+from redirector.backends.base import Backend
+from redirector.backends.opening import NAMES
 from redirector.compile import compile_ruleset
 from redirector.decide import Decision, Packet, decide
-from redirector.model import Mapping, Ports, Ruleset, ruleset_problems
+from redirector.model import Mapping, Ports, Ruleset, Settings, ruleset_problems
 from redirector.plan import make_plan
 from redirector.status import count_connections
 from tests.kernel.lab import LOOPBACK
 from tests.kernel.probe import Field, Heard
+from tests.kernel.product import opened
 from tests.strategies import ARRIVING_ON, LOCAL_V4, LOCAL_V6, packets, rebuilt, rulesets
 
 PACKETS = 12
@@ -34,15 +36,18 @@ def field() -> Iterator[Field]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def backend(field: Field) -> Iterator[NftablesBackend]:
-    made = field.host.call(NftablesBackend)
+@pytest.fixture(scope="module", params=NAMES)
+def backend(request: pytest.FixtureRequest, field: Field) -> Iterator[Backend]:
+    made = opened(field.host, request.param)
     yield made
+    empty(made)
     made.close()
 
 
-def load(backend: NftablesBackend, ruleset: Ruleset) -> None:
+def load(backend: Backend, ruleset: Ruleset) -> None:
     """Make the kernel hold the ruleset, by the plan from whatever it holds now."""
+    if backend.name != "nftables":
+        ruleset = ruleset._replace(settings=Settings())  # priorities are nftables' own
     snapshot = backend.observe()
     plan = make_plan(compile_ruleset(ruleset), snapshot.program)
     if plan:
@@ -50,7 +55,7 @@ def load(backend: NftablesBackend, ruleset: Ruleset) -> None:
     assert backend.observe().program == plan.desired
 
 
-def empty(backend: NftablesBackend) -> None:
+def empty(backend: Backend) -> None:
     snapshot = backend.observe()
     plan = make_plan(None, snapshot.program)
     if plan:
@@ -74,7 +79,7 @@ def can_be(packet: Packet) -> bool:
     return not (packet.interface and packet.address == "::1")
 
 
-def hold_against(field: Field, backend: NftablesBackend, ruleset: Ruleset, tried: list[Packet]) -> None:
+def hold_against(field: Field, backend: Backend, ruleset: Ruleset, tried: list[Packet]) -> None:
     wanted = {}
     taken: Counter[str] = Counter()
     found = {}
@@ -109,9 +114,7 @@ examples = settings(max_examples=25, suppress_health_check=[HealthCheck.function
 @slow_to_fail
 @given(before=rulesets(), after=rulesets(), data=st.data())
 @examples
-def test_any_ruleset(
-    field: Field, backend: NftablesBackend, before: Ruleset, after: Ruleset, data: st.DataObject
-) -> None:
+def test_any_ruleset(field: Field, backend: Backend, before: Ruleset, after: Ruleset, data: st.DataObject) -> None:
     empty(backend)
     load(backend, before)
     load(backend, after)
@@ -122,13 +125,13 @@ def test_any_ruleset(
 @slow_to_fail
 @given(ruleset=rulesets(12).map(crowd), data=st.data())
 @examples
-def test_scopes_that_compete(field: Field, backend: NftablesBackend, ruleset: Ruleset, data: st.DataObject) -> None:
+def test_scopes_that_compete(field: Field, backend: Backend, ruleset: Ruleset, data: st.DataObject) -> None:
     load(backend, ruleset)
     tried = data.draw(st.lists(packets(ruleset).filter(can_be), min_size=2 * PACKETS, max_size=2 * PACKETS))
     hold_against(field, backend, ruleset, tried)
 
 
-def test_every_kind_of_answer(field: Field, backend: NftablesBackend) -> None:
+def test_every_kind_of_answer(field: Field, backend: Backend) -> None:
     """The field tells each answer from the others, over each way in. Without this the property would mean nothing."""
 
     def mapping(name: str, listen: int, to: int, **more: object) -> Mapping:

@@ -6,7 +6,6 @@ then interface (exact, longest wildcard, none). Each target port has a server, s
 
 import os
 import pwd
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,12 +33,6 @@ EVERY_KEY = Path(redirector.__file__).parent.parent / "rules" / "every-key.toml"
 
 families = pytest.mark.parametrize("v", [0, 1], ids=["ipv4", "ipv6"])
 protocols = pytest.mark.parametrize("protocol", ["tcp", "udp"])
-
-
-@pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as made:
-        yield made
 
 
 def won(machine: Machine, protocol: Protocol, address: str, port: int = 80, source: str | None = None) -> int | None:

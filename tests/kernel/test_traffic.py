@@ -1,7 +1,5 @@
 """What clients get: every protocol and family, remote and local; and what must never be captured."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.kernel.echo import Answer, Answered, Protocol, Refused
@@ -22,12 +20,6 @@ BOTH = ["tcp", "udp"]
 
 families = pytest.mark.parametrize("v", [0, 1], ids=["ipv4", "ipv6"])
 protocols = pytest.mark.parametrize("protocol", ["tcp", "udp"])
-
-
-@pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as made:
-        yield made
 
 
 def ask(machine: Machine, protocol: Protocol, address: str, port: int) -> Answer:

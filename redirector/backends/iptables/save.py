@@ -26,7 +26,7 @@ class Unparsable(ValueError):
 
 
 class SavedRule(NamedTuple):
-    """One rule: its text after "-A CHAIN ", the line that it stands on (from 1), and its counters (0 where not told)."""
+    """One rule: its text after "-A CHAIN ", the line it stands on (from 1), and its counters (0 where not told)."""
 
     text: str
     line: int

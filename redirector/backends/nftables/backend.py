@@ -24,16 +24,14 @@ from redirector.backends.base import OutcomeDoubtful, Overtaken, Snapshot
 from redirector.backends.nftables import decode, wire
 from redirector.backends.nftables.encode import Batch, header, nfgenmsg
 from redirector.backends.nftables.rules import decode_rule, parse_expressions
+from redirector.backends.place import Place
 from redirector.errors import NotPermitted, Refused, TryAgain, Unavailable, printable
 from redirector.model import Ruleset
 from redirector.naming import TABLE
 from redirector.netlink import (
-    NETLINK_NETFILTER,
-    NETLINK_ROUTE,
     NLMSG_ERROR,
     DumpInterrupted,
     Message,
-    NetlinkSocket,
     attr,
     error_number,
     table,
@@ -43,7 +41,6 @@ from redirector.program import Chain, Map, Program, Rule
 
 LOWEST_KERNEL = (5, 10)
 READINGS = 50  # of a table that others keep changing
-SO_NETNS_COOKIE = 71  # asm-generic/socket.h, from Linux 5.14 on
 
 
 def kernel_fault(release: str) -> str:
@@ -67,14 +64,13 @@ class NftablesBackend:
         if fault:
             raise Unavailable(fault)
         try:
-            # Both now: whoever calls later may be a thread in another network namespace.
-            self._netlink, self._route = NetlinkSocket(NETLINK_NETFILTER), NetlinkSocket(NETLINK_ROUTE)
+            self._place = Place()
         except OSError as error:
             raise Unavailable(f"this kernel has no netfilter netlink socket: {error.strerror}") from None
+        self._netlink = self._place.netfilter
 
     def close(self) -> None:
-        self._netlink.close()
-        self._route.close()
+        self._place.close()
 
     def genid(self) -> int:
         try:
@@ -84,22 +80,10 @@ class NftablesBackend:
         return wire.number(table(reply.payload, 4).get(wire.GEN_ID))
 
     def identity(self) -> str:
-        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-            boot = file.read().decode().strip()
-        try:
-            cookie = self._netlink.option(1, SO_NETNS_COOKIE, 8)  # SOL_SOCKET
-            return f"{boot}/{int.from_bytes(cookie, 'little'):x}"
-        except OSError:  # before 5.14: inodes recur, but within one boot they are better than nothing
-            status = os.stat("/proc/self/ns/net")
-            return f"{boot}/inode-{status.st_ino}"
+        return self._place.identity()
 
     def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
-        from redirector.flows import contradicted
-        from redirector.host.addresses import local_addresses
-        from redirector.host.conntrack import forget
-
-        local = local_addresses(self._route)
-        return forget(self._netlink, lambda flows: contradicted(ruleset, flows, ports, local))
+        return self._place.restart_flows(ruleset, ports)
 
     def observe(self) -> Snapshot:
         previous: Snapshot | None = None

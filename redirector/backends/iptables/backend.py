@@ -1,0 +1,163 @@
+"""The iptables backends: our chains in the nat and filter tables of both families, by iptables-save and -restore.
+
+Theory of operation. `observe` reads both families and turns them into one Program (see `reading`). `commit` writes what
+the steps lead to as rules (see `rules`), and what differs as one text for each family (see `script`). One restore is
+atomic for each table; IPv4 and IPv6, and nat and filter, are not atomic together. So where a later one fails, what was
+done before is undone; if even that fails, the outcome is unknown, and `reconcile` is told so.
+
+There is no generation to compare and swap: the legacy variant has none. Instead no text mentions anything but our own
+chains, and the jumps to them by their own words: what others do in between is neither lost nor needed. `genid` is
+always 0, which is never what a commit leads to, so that everything is read back after each.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+
+from redirector.backends.base import Snapshot
+from redirector.backends.iptables import commands, reading, rules
+from redirector.backends.iptables.commands import Failed
+from redirector.backends.iptables.save import Unparsable
+from redirector.backends.iptables.script import Unspeakable, script
+from redirector.backends.place import Place
+from redirector.errors import NotPermitted, OutcomeUnknown, RedirectorError, Refused, Unavailable, printable
+from redirector.model import DEFAULT_PRIORITY, FAMILIES, Ruleset
+from redirector.plan import Step, perform
+from redirector.program import Program
+
+CAP_NET_ADMIN = 12  # linux/capability.h
+CAP_NET_RAW = 13  # which the legacy variant needs for its socket
+
+
+class IptablesBackend:
+    """One of the two variants. Raises errors.Unavailable where its programs are missing, errors.NotPermitted without
+    CAP_NET_ADMIN (and CAP_NET_RAW for the legacy variant)."""
+
+    def __init__(self, variant: str) -> None:
+        self.name = f"iptables-{variant}"
+        self._variant = variant
+        self._families = FAMILIES if os.path.isdir("/proc/sys/net/ipv6") else FAMILIES[:1]
+        for family in self._families:
+            for verb in ("save", "restore"):
+                commands.find(variant, family, verb)
+        try:
+            self._place = Place()
+        except OSError as error:
+            raise Unavailable(f"this kernel has no netfilter netlink socket: {error.strerror}") from None
+        self._home = _namespace()
+        self._saved: reading.Saved = {}
+        self._program: Program | None = None
+
+    def close(self) -> None:
+        self._place.close()
+
+    def genid(self) -> int:
+        return 0
+
+    def identity(self) -> str:
+        return self._place.identity()
+
+    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
+        return self._place.restart_flows(ruleset, ports)
+
+    def observe(self) -> Snapshot:
+        self._require()
+        saved = self._read()
+        foreign = reading.foreign_reason(saved)
+        self._saved, self._program = saved, Program({}, {}) if foreign else reading.decode(saved)
+        return Snapshot(self._program, 0, foreign, reading.counters(saved))
+
+    def check(self, steps: Iterable[Step]) -> None:
+        for family, text in self._texts(perform(self._program, steps)).items():
+            try:
+                commands.restore(self._variant, family, text, test=True)
+            except Failed as error:
+                raise _refused(error) from None
+
+    def commit(self, steps: Iterable[Step], expect: int) -> None:
+        self._require()
+        before = self._saved
+        for family, text in self._texts(perform(self._program, steps)).items():
+            try:
+                commands.restore(self._variant, family, text)
+            except (Failed, RedirectorError) as error:
+                self._undo(before, error)
+                raise _refused(error) from None
+
+    def _undo(self, before: reading.Saved, error: Exception) -> None:
+        """Put everything back as it was `before`. Raises OutcomeUnknown where that fails, too."""
+        wanted = reading.held(before)
+        try:
+            now = self._read()
+            ours = reading.held(now)
+            for family in self._families:
+                text = script(now[family], ours[family], wanted[family])
+                if text:
+                    commands.restore(self._variant, family, text)
+            if reading.held(self._read()) == wanted:
+                return
+            fault = "others have changed the rules meanwhile"
+        except (Failed, RedirectorError, Unspeakable, OSError) as failure:
+            fault = printable(str(failure))
+        message = f"{error}; and putting back what had been changed failed ({fault})"
+        raise OutcomeUnknown(message, "see: redirector status") from None
+
+    def _texts(self, program: Program | None) -> dict[str, str]:
+        """What to tell iptables-restore, by family, where there is anything."""
+        self._speakable(program)
+        ours = reading.held(self._saved)
+        try:
+            texts = {f: script(self._saved[f], ours[f], rules.encode(program, f)) for f in self._families}
+        except Unspeakable as error:
+            message = f"a rule that others made leads to our chains, and cannot be taken away: {printable(str(error))}"
+            raise Refused(message, f"delete it by hand: {self.name} -t nat -D …") from None
+        return {family: text for family, text in texts.items() if text}
+
+    def _speakable(self, program: Program | None) -> None:
+        """Raises Refused for what cannot be said here: a priority (old generations may have one), and IPv6 where the
+        kernel has none."""
+        if program is None:
+            return
+        if any(c.hook.priority != DEFAULT_PRIORITY for c in program.chains.values() if c.hook and c.hook.type == "nat"):
+            raise Refused(f"{self.name} knows no priorities", "leave priority out of the settings")
+        if "ipv6" not in self._families and len(rules.encode(program, "ipv6")["nat"]) > 1:
+            raise Refused(f"this kernel has no IPv6, and {self.name} cannot load rules for it", 'say family = "ipv4"')
+
+    def _read(self) -> reading.Saved:
+        try:
+            return commands.read(self._variant, self._families)
+        except Failed as error:
+            raise Unavailable(f"the rules cannot be read: {error}", "see: redirector doctor") from None
+        except Unparsable as error:
+            raise Refused(f"what {self.name}-save prints cannot be understood: {error}", "please report it") from None
+
+    def _require(self) -> None:
+        """Raises NotPermitted; and RuntimeError in a thread that has left the network namespace that this is for: the
+        commands would change another one."""
+        if _namespace() != self._home:
+            raise RuntimeError("this backend was made in another network namespace")
+        wanted = [CAP_NET_ADMIN] + [CAP_NET_RAW] * (self._variant == "legacy")
+        held = _capabilities()
+        if not all(held >> number & 1 for number in wanted):
+            names = "CAP_NET_ADMIN" + " and CAP_NET_RAW" * (len(wanted) > 1)
+            raise NotPermitted(f"{self.name} needs {names}", "run it as root, or with these capabilities")
+
+
+def _refused(error: Exception) -> Exception:
+    """What made a commit fail, as what it means: nothing was changed."""
+    if isinstance(error, RedirectorError):
+        return error
+    return Refused(f"{error}; nothing was changed", "see: redirector doctor")
+
+
+def _namespace() -> int:
+    """The network namespace of this thread."""
+    return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+def _capabilities() -> int:
+    """The effective capabilities of this thread, a bit for each (proc_pid_status(5))."""
+    with open("/proc/thread-self/status", "rb") as file:
+        return next((int(line.split()[1], 16) for line in file if line.startswith(b"CapEff:")), 0)

@@ -1,0 +1,321 @@
+"""What iptables-save tells of our chains, as a Program. Pure.
+
+Theory of operation. The rules of both families are walked from our two chains of the nat table, and from the one of the
+filter table, as packets would walk them: the way to a rule of ports is its scope. What both families have alike, and
+both sides, is put into one map, as `compile` does; that gives the maps, and the frame around them follows from which
+maps there are. So the result is a guess, and it is put to the test: written down again by `rules.encode` it must be
+what was read, rule by rule. Every difference is told as `Damage`. Thus nothing needs to be understood that we did not
+write, and nothing that we did not write can pass for ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from redirector import naming
+from redirector.backends.iptables import rules
+from redirector.backends.iptables.save import SavedRule, SavedTable
+from redirector.compile import whole
+from redirector.errors import plural, printable
+from redirector.model import DEFAULT_PRIORITY, FAMILIES, OWN, PROTOCOLS, SIDES, Scope
+from redirector.naming import PortMap
+from redirector.program import (
+    COUNTS,
+    GUARDS,
+    GUARDS_AT,
+    PORTS,
+    Damage,
+    Entries,
+    Map,
+    Program,
+    port_key,
+)
+
+Saved = dict[str, dict[str, SavedTable]]  # tables by name, by family
+_Found = tuple[Scope, int, int, str, str]  # scope, port key, target port, mapping, rewrite
+DEPTH = 16  # chains deep: what we write is at most 9
+
+
+def held(saved: Saved) -> dict[str, rules.Tables]:
+    """What is ours of what was read, by family: our chains whole, and of the built-in chains the jumps to ours."""
+    return {family: _ours(tables) for family, tables in saved.items()}
+
+
+def _ours(tables: dict[str, SavedTable]) -> rules.Tables:
+    found: rules.Tables = {"nat": {}, "filter": {}}
+    for name in found:
+        table = tables.get(name, SavedTable({}, {}))
+        found[name] = {c: [r.text for r in kept] for c, kept in table.rules.items() if c.startswith(rules.PREFIX)}
+        for _, chain in (place for place in rules.BUILTIN if place[0] == name):
+            jumps = [rule.text for rule in table.rules.get(chain, ()) if leads_to_us(rule.text)]
+            if jumps:
+                found[name][chain] = jumps
+    return found
+
+
+def leads_to_us(text: str) -> bool:
+    return f"-j {rules.PREFIX}" in text or f"-g {rules.PREFIX}" in text
+
+
+def decode(saved: Saved) -> Program | None:
+    """The Program that the chains mean; None where there are none of ours at all."""
+    ours = held(saved)
+    if not any(chains for tables in ours.values() for chains in tables.values()):
+        return None
+    guess = _guess(ours)
+    wanted = {family: rules.encode(guess, family) for family in ours}
+    damage = [found for family in ours for found in _damage(family, wanted[family], ours[family], saved[family])]
+    return guess._replace(damage=tuple(damage))
+
+
+def foreign_reason(saved: Saved) -> str:
+    """Why chains of our name are not ours, in words; "" where they are, or there are none.
+
+    The name is the mark (a flush takes comments away): not ours is what has rules of which we could have written none.
+    """
+    rest = [rule for tables in held(saved).values() for chains in tables.values() for rule in _chained(chains)]
+    if not rest or any(_possible(text) for text in rest):
+        return ""
+    return f"chains {rules.PREFIX}… have rules that are not ours, such as {printable(rest[0][:100])}"
+
+
+def _chained(chains: rules.Chains) -> Iterator[str]:
+    return (text for name, texts in chains.items() if name.startswith(rules.PREFIX) for text in texts)
+
+
+def _possible(text: str) -> bool:
+    return text == rules.KEEP or leads_to_us(text) or _translation(text) is not None or _refusal(text) is not None
+
+
+def counters(saved: Saved) -> dict[str, tuple[int, int]]:
+    """(packets, bytes) by counter: those of all rules of a mapping's ports together."""
+    found: dict[str, tuple[int, int]] = {}
+    for tables in saved.values():
+        for chain, kept in tables.get("nat", SavedTable({}, {})).rules.items():
+            if not chain.startswith(rules.PREFIX):
+                continue
+            for rule in kept:
+                mapping = commented(rule.text)
+                if mapping:
+                    packets, size = found.get(naming.counter(mapping), (0, 0))
+                    found[naming.counter(mapping)] = (packets + rule.packets, size + rule.bytes)
+    return found
+
+
+def commented(text: str) -> str:
+    """The mapping that a rule of ours is of, "" where it has none."""
+    _, found, rest = text.partition(" -m comment --comment ")
+    return rest.split(" ", 1)[0].strip('"') if found else ""
+
+
+def _guess(ours: dict[str, rules.Tables]) -> Program:
+    """What the rules that can be understood mean."""
+    presence: dict[_Found, set[tuple[str, str]]] = {}
+    for family, tables in ours.items():
+        for side in SIDES:
+            for found in _walk(tables["nat"], rules.TOP[side], side, family, Scope(), 0):
+                presence.setdefault(found, set()).add((side, family))
+    leaves: dict[PortMap, tuple[Entries, Entries]] = {}
+    counts: set[str] = set()
+    for (scope, key, target, mapping, rewrite), present in presence.items():
+        counter = naming.counter(mapping)
+        counts.add(counter)
+        for side, family in _cover(present, scope):
+            entries, counted = leaves.setdefault(PortMap(side, scope, family, rewrite), ({}, {}))
+            entries[key], counted[key] = (target, mapping), (counter, "")
+    maps = _guarded({family: tables["filter"] for family, tables in ours.items()})
+    for wanted, (entries, counted) in leaves.items():
+        maps[naming.port_map(wanted)] = Map(PORTS, entries)
+        maps[naming.count_map(wanted)] = Map(COUNTS, counted)
+    counts |= {naming.counter(value[1]) for found in maps.values() for value in found.entries.values() if value[1]}
+    return whole(leaves, maps, DEFAULT_PRIORITY, frozenset(counts))
+
+
+def _cover(present: set[tuple[str, str]], scope: Scope) -> Iterator[tuple[str, str]]:
+    """(side, family) of the maps that together stand for exactly these sides and families; "" stands for both."""
+    families = (scope.family,) if scope.family else FAMILIES
+    left = set(present)
+    wide = [("", ""), *((side, "") for side in SIDES), *(("", family) for family in FAMILIES)]
+    for side, family in wide:
+        whole_ = {(s, f) for s in ((side,) if side else SIDES) for f in ((family,) if family else families)}
+        if whole_ <= left and (family == "" or not scope.family):
+            left -= whole_
+            yield side, family
+    for side, family in sorted(left):
+        yield side, "" if scope.family else family
+
+
+def _walk(chains: rules.Chains, name: str, side: str, family: str, scope: Scope, depth: int) -> Iterator[_Found]:
+    """What the rules of a chain, and of the chains that it leads to, give ports to."""
+    for text in chains.get(name, ()) if depth < DEPTH else ():
+        found = _translation(text)
+        if found:
+            protocol, first, last, mapping, target, step, rewrite = found
+            for port in range(first, last + 1):
+                yield scope, port_key(protocol, port), target + step * (port - first), mapping, rewrite
+            continue
+        condition, jumps, target_name = text.rpartition("-j ")
+        if jumps and target_name.startswith(rules.PREFIX):
+            inner = scope if condition.startswith("-p ") else _narrower(scope, condition.split(), side, family)
+            if inner is not None:
+                yield from _walk(chains, target_name, side, family, inner, depth + 1)
+
+
+def _narrower(scope: Scope, condition: list[str], side: str, family: str) -> Scope | None:
+    """The scope that a jump leads to; None for a condition that we do not write."""
+    match condition:
+        case []:
+            return scope._replace(source="::/0" if family == "ipv6" else "0.0.0.0/0")
+        case ["-s", network]:
+            return scope._replace(source=network)
+        case ["-d", address]:
+            return scope._replace(address=address.partition("/")[0])
+        case ["-i", interface]:
+            return scope._replace(interface=interface.replace("+", "*"))
+        case ["-o", "lo"] if side == OWN:
+            return scope._replace(interface="lo")
+    return None
+
+
+def _number(text: str, most: int = 65535) -> int:
+    """A number up to `most`, -1 for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= most else -1
+
+
+def _span(text: str, mark: str) -> tuple[int, int] | None:
+    """(first, last) of "80" or "80:89", whatever the mark between."""
+    first, several, last = text.partition(mark)
+    low, high = _number(first), _number(last if several else first)
+    return (low, high) if 0 <= low <= high else None
+
+
+def _translation(text: str) -> tuple[int, int, int, str, int, int, str] | None:
+    """(protocol, first, last, mapping, first target, step between targets, rewrite) of a rule of ports."""
+    found = text.split(" ")
+    if len(found) != 14 or found[0] != "-p" or found[4] != "--dport" or found[8] != "--comment" or found[10] != "-j":
+        return None
+    ports = _span(found[5], ":")
+    if found[1] not in PROTOCOLS or ports is None:
+        return None
+    mapping, option, to = found[9].strip('"'), found[12], found[13]
+    rewrite = {"--to-destination": "port", "--to-ports": "redirect"}.get(option)
+    if rewrite is None or (rewrite == "port" and to[:1] != ":"):
+        return None
+    span, _, base = to.lstrip(":").partition("/")
+    targets = _span(span, "-")
+    if targets is None:
+        return None
+    step = int(targets[1] > targets[0])
+    if step and (_number(base) != ports[0] or targets[1] - targets[0] != ports[1] - ports[0]):
+        return None
+    return PROTOCOLS[found[1]], *ports, mapping, targets[0], step, rewrite
+
+
+def _refusal(text: str) -> tuple[int, int, int, str] | None:
+    """(protocol, first, last, mapping) of a rule that guards ports."""
+    before, refuses, _ = text.partition(" -j REJECT ")
+    found = before.split(" ")
+    if not refuses or len(found) not in (10, 13) or found[0] != "-p" or found[4] != "--dport":
+        return None
+    ports = _span(found[5], ":")
+    if found[1] not in PROTOCOLS or ports is None:
+        return None
+    return PROTOCOLS[found[1]], *ports, found[-1].strip('"')
+
+
+def _guarded(tables: dict[str, rules.Chains]) -> dict[str, Map]:
+    """The sets of guards."""
+    presence: dict[tuple[str, int, str], list[str]] = {}
+    for family, chains in tables.items():
+        for found in _walk_guards(chains, rules.GUARD, "", 0):
+            presence.setdefault(found, []).append(family)
+    maps: dict[str, Map] = {}
+    for (address, key, mapping), families in presence.items():
+        for family in [""] if len(families) == len(FAMILIES) and not address else families:
+            kind = GUARDS_AT[family] if address else GUARDS
+            entries: dict[Any, Any] = maps.setdefault(naming.guard_map(family, bool(address)), Map(kind, {})).entries
+            entries[(address, key) if address else key] = (0, mapping)
+    return maps
+
+
+def _walk_guards(chains: rules.Chains, name: str, address: str, depth: int) -> Iterator[tuple[str, int, str]]:
+    for text in chains.get(name, ()) if depth < DEPTH else ():
+        found = _refusal(text)
+        if found:
+            protocol, first, last, mapping = found
+            yield from ((address, port_key(protocol, port), mapping) for port in range(first, last + 1))
+            continue
+        condition, jumps, target = text.rpartition("-j ")
+        if jumps and target.startswith(rules.PREFIX):
+            at = condition[3:].partition("/")[0] if condition.startswith("-d ") else address
+            yield from _walk_guards(chains, target, at, depth + 1)
+
+
+def _damage(family: str, wanted: rules.Tables, ours: rules.Tables, saved: dict[str, SavedTable]) -> Iterator[Damage]:
+    """How what was read differs from what the guess would be written as."""
+    tool = "ip6tables" if family == "ipv6" else "iptables"
+    for table in ("nat", "filter"):
+        expected, found = wanted[table], ours[table]
+        for chain in [*expected, *(name for name in found if name not in expected)]:
+            place = f"{tool} {table} {printable(chain)}"
+            if chain not in expected and chain.startswith(rules.PREFIX):
+                yield Damage("remove", f"{place}: nothing leads to this chain", _serves(found, [chain]))
+            elif chain not in found:
+                yield Damage("add", f"{place}: it is missing", _serves(expected, [chain]))
+            elif expected.get(chain) != found[chain]:
+                yield from _rules_damage(place, expected.get(chain, []), found[chain], expected, chain)
+        for _, chain in (spot for spot in rules.BUILTIN if spot[0] == table and spot[1] in expected):
+            before = _before(saved, table, chain)
+            if before and expected[chain] == found.get(chain):
+                place = f"{tool} {table} {chain}"
+                words_ = f"{place}: our jump is not first: {plural(len(before), 'rule')} of others before it, "
+                yield Damage("change", words_ + f"such as {before[0].text[:80]}", _serves(expected, [chain]))
+
+
+def _before(saved: dict[str, SavedTable], table: str, chain: str) -> list[SavedRule]:
+    """The rules of others that stand before our jump in a built-in chain."""
+    kept = saved[table].rules.get(chain, []) if table in saved else []
+    first = next((i for i, rule in enumerate(kept) if leads_to_us(rule.text)), 0)
+    return kept[:first]
+
+
+def _rules_damage(
+    place: str, expected: list[str], found: list[str], chains: rules.Chains, chain: str
+) -> Iterator[Damage]:
+    serves = _serves(chains, [chain])
+    gone, new = _without(expected, found), _without(found, expected)
+    for text in gone:
+        yield Damage("add", f"{place}: a rule is missing: {text}", serves)
+    for text in new:
+        yield Damage("remove", f"{place}: a rule is not ours, or stands here twice: {text}", serves)
+    if not gone and not new:
+        yield Damage("change", f"{place}: the rules are in another order", serves)
+
+
+def _without(texts: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Those of `texts` that are not in `others`, each as often as it is too many."""
+    left: dict[str, int] = {}
+    for text in others:
+        left[text] = left.get(text, 0) + 1
+    found = []
+    for text in texts:
+        if left.get(text, 0):
+            left[text] -= 1
+        else:
+            found.append(text)
+    return found
+
+
+def _serves(chains: rules.Chains, names: Iterable[str]) -> tuple[str, ...]:
+    """The mappings of which rules are in these chains, or in those that they lead to."""
+    pending, seen, found = list(names), set[str](), set[str]()
+    while pending:
+        name = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for text in chains.get(name, ()):
+            found.add(commented(text))
+            pending.append(text.rpartition("-j ")[2])
+    return tuple(sorted(found - {""}))
