@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from redirector.backends.iptables.rules import KEEP
 from redirector.backends.nftables.backend import kernel_fault
 from redirector.errors import Unavailable, printable
 from redirector.host.firewalls import RESERVED, Firewalls, Saved, tool_names
@@ -50,10 +51,15 @@ class User(NamedTuple):
     form: str
 
 
-def choose(firewalls: Firewalls, wanted: str = "auto") -> Choice:
-    """The backend for `wanted`, the file's setting. Raises errors.Unavailable where nothing will do."""
+def choose(firewalls: Firewalls, wanted: str = "auto", last: str = "") -> Choice:
+    """The backend for `wanted`, the file's setting; `last` is the one that the last generation was loaded in.
+
+    Raises errors.Unavailable where nothing will do.
+    """
     if wanted != "auto":
         return Choice(wanted, ("the file says so",))
+    if last:
+        return Choice(last, ("the last generation was loaded there",))
     # (A table of our name may be there where we could not even work: what is there decides all the same.)
     held = ours(firewalls)
     if held:
@@ -110,7 +116,7 @@ def ours(firewalls: Firewalls) -> tuple[str, ...]:
 def foreign_rules(saved: Saved) -> bool:
     """Whether a table of iptables holds a rule that is not ours."""
     return any(
-        not rule.text.endswith(f"-j {RESERVED}") and f"-j {RESERVED}-" not in rule.text
+        f"-j {RESERVED}" not in rule.text and rule.text != KEEP
         for chain, rules in saved.table.rules.items()
         for rule in rules
         if not chain.startswith(RESERVED)

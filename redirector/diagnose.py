@@ -15,7 +15,7 @@ from redirector.errors import printable
 from redirector.host.firewalls import Firewalls
 from redirector.model import ARRIVING, DEFAULT_PRIORITY, Mapping, Ports, Ruleset
 from redirector.naming import TABLE
-from redirector.others import Hit, Question, Spans, Table, follow, listed, overlap, saved, spans
+from redirector.others import Hit, Question, Spans, Table, follow, listed, overlap, saved, spans, without
 from redirector.others.openings import opening
 from redirector.records import NamedTuple
 
@@ -82,8 +82,9 @@ def _platform(firewalls: Firewalls, choice: Choice) -> Iterator[Finding]:
         message = f"mappings of ours are in force in {len(held)} backends: {', '.join(held)}"
         yield Finding("ours-twice", ERROR, message, ("see: redirector status", f"remove all but those in {held[0]}"))
     elif held and held[0] != choice.backend:
-        message = f"our mappings are in force in {held[0]}, and the file says {choice.backend}"
-        yield Finding("ours-elsewhere", WARNING, message, (f'say backend = "{held[0]}", or move them',))
+        message = f"our mappings are in force in {held[0]}, and {choice.backend} was picked"
+        fix = f'move them by: redirector migrate-backend {choice.backend}; or say backend = "{held[0]}"'
+        yield Finding("ours-elsewhere", WARNING, message, (fix,))
     variants = {s.backend: s for s in firewalls.saved if foreign_rules(s)}
     if len(variants) > 1:
         message = "both variants of iptables hold rules, and both run: whoever looks at one does not see the other"
@@ -241,7 +242,7 @@ def _stopped(table: Table, base: str, question: Question) -> Iterator[Hit]:
     excepted = spans([span for hit in some for span in hit.ports])
     for hit in hits:
         if hit.verdict == "drop" and hit.certain:
-            left = tuple(span for span in hit.ports if not overlap((span,), excepted))
+            left = without(hit.ports, excepted)
             if left:
                 yield hit._replace(ports=left)
 
@@ -256,9 +257,10 @@ def _stop(ruleset: Ruleset, table: Table, base: str, stopped: Question, decider:
     by = f"by the rule {printable(text)[:300]} of chain {printable(chain)}" if text else "by its policy drop"
     message = (
         f"connections that are redirected to {stopped.protocol} {_ports(stopped.ports)} ({_few(names)}) are dropped by "
-        f"the filter of {_place(table)}, chain {printable(base)}, {by}, and no rule there accepts them"
+        f"the filter of {_place(table)}, chain {printable(base)}, {by}, and no rule there is sure to accept them"
     )
-    owner = next(known_by(dict.fromkeys(table.chains, "")), "") or ("firewalld" if table.name == "firewalld" else "")
+    owners = {*known_by(dict.fromkeys(table.chains, "")), table.name}
+    owner = next((name for name in ("firewalld", "ufw") if name in owners), "")
     return Finding("filter-drops", WARNING, message, opening(table, base, stopped, owner, by_rule=bool(text)))
 
 

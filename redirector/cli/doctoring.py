@@ -19,6 +19,7 @@ def doctor(app: App, file: str | None) -> int:
     from redirector.choose import choose
     from redirector.diagnose import findings
     from redirector.host import firewalls
+    from redirector.selection import last_backend
 
     with terminal.Progress(sys.stderr) as progress:
         # Without a file there is still the host to look at; one that was named has to be there.
@@ -29,7 +30,8 @@ def doctor(app: App, file: str | None) -> int:
         progress("reading the firewalls of this host")
         gathered = firewalls.gather(listing=True)
         progress("comparing")
-        choice = choose(gathered, ruleset.settings.backend if ruleset else "auto")
+        wanted = ruleset.settings.backend if ruleset else "auto"
+        choice = choose(gathered, wanted, last_backend(app.history()))
         found = list(findings(ruleset, gathered, choice))
     app.report(
         lambda: output_doctor.doctor_text(choice, found, path, app.paint),

@@ -27,14 +27,14 @@ if TYPE_CHECKING:  # both only where there is something to read
     from redirector.backends.iptables.save import SavedTable
 
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin")
+FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin")  # as backends.iptables.commands has them
 SECONDS = 10.0  # for one child: iptables-nft-save of 100,000 rules takes about one
 LARGEST = 64 << 20  # bytes of a listing that are read at all
 NET = "/proc/thread-self/net"  # /proc/net is the main thread's, which may be in another namespace
 NAMES = {"ipv4": "ip_tables_names", "ipv6": "ip6_tables_names"}
 FAMILIES = {wire.NFPROTO_INET: "inet", wire.NFPROTO["ipv4"]: "ip", wire.NFPROTO["ipv6"]: "ip6"}
 SAVED = ("nat", "filter")  # the tables of iptables in which somebody's mappings, or drops, may be
-RESERVED = "REDIRECTOR"  # how the names of our iptables chains begin
+RESERVED = "REDIRECTOR"  # backends.iptables.rules.PREFIX, which is not imported: `quick` needs no other rule of it
 _NONE: MappingProxyType[Any, Any] = MappingProxyType({})
 
 

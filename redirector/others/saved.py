@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from redirector.backends.iptables.rules import PREFIX
 from redirector.backends.iptables.save import SavedRule, SavedTable, words
 from redirector.others import ALL, Base, Clause, Spans, Table, spans, without
 
@@ -51,13 +52,16 @@ class _Never(Exception):
 
 
 def clauses(chain: str, rule: SavedRule, known: Callable[[str], bool]) -> Iterator[Clause]:
-    """The clause of a rule, or none where it decides nothing; `known` tells which words are chains."""
+    """The clause of a rule, or none where it decides nothing; `known` tells which words are chains. Rules that lead to
+    our chains are none of others'."""
     try:
         text = words(rule.text)
         clause = Clause("", f"-A {chain} {rule.text}")
         for negated, option, values in _options(text):
             if option in ("-j", "-g", "--jump", "--goto"):
                 target = values[0] if values else ""
+                if target.startswith(PREFIX):
+                    return
                 verdict = VERDICTS.get(target, "")
                 if known(target):
                     verdict = "goto" if option in ("-g", "--goto") else "jump"

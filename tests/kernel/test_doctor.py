@@ -104,6 +104,8 @@ class TestChoice:
         product.apply(WEB)
         legacy(lab, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "99", "-j", "REDIRECT")
         found = doctor(product, code=0)
+        assert (found["backend"], found["reasons"]) == ("nftables", ["the last generation was loaded there"])
+        found = product.json("doctor", product.file(WEB), "--state-dir", lab.state_dir + "-lost")
         assert (found["backend"], found["reasons"]) == ("nftables", ["our mappings are there"])
         legacy(lab, "-t", "nat", "-N", "REDIRECTOR")
         assert ids(doctor(product)) == ["ours-twice"]
@@ -118,6 +120,38 @@ class TestChoice:
         found = doctor(product, text)
         assert (found["backend"], found["reasons"]) == ("nftables", ["the file says so"])
         assert ids(found) == ["ours-elsewhere"]
+
+    @pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy"])
+    def test_ours_in_iptables_are_not_anothers(self, lab: Lab, backend: str) -> None:
+        text = WEB + mapping("range", "100-199", 8443, protocol=["tcp", "udp"], exclusive=True)
+        with Product(lab, backend) as product:
+            product.apply(f'[settings]\nbackend = "{backend}"\n' + text)
+            found = product.json("doctor", product.file(text))
+            assert (found["reasons"], found["findings"]) == (["the file says so"], [])
+            plain = product.file("[settings]\n" + text)
+            assert product.json("doctor", plain)["reasons"] == ["the last generation was loaded there"]
+            found = product.json("doctor", plain, "--state-dir", lab.state_dir + "-other")
+            assert (found["backend"], found["reasons"]) == (backend, ["our mappings are there"])
+            v = int(backend == "iptables-nft")
+            lab.host.serve("tcp", ANY[v], 8080)
+            tool = f"{TOOLS[v]}-{backend.removeprefix('iptables-')}"
+            lab.host.run(tool, "-P", "INPUT", "DROP")
+            if v:
+                variant(lab, "-A", "INPUT", "-p", "icmpv6", "-j", "ACCEPT", v=v)
+            lab.host.run(tool, "-A", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT")
+            assert not answered(lab, v)
+            found = product.json("doctor", product.file(text), code=2)
+            assert set(ids(found)) == {"filter-drops"}
+            mend(lab, found)
+            assert answered(lab, v)
+            product.run("doctor", product.file(text))
+
+    def test_the_choice_is_what_apply_does(self, lab: Lab, product: Product) -> None:
+        legacy(lab, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "99", "-j", "REDIRECT")
+        product.run("apply", product.file(WEB))
+        assert product.json("status")["backend"] == "iptables-legacy"
+        assert "REDIRECTOR-IN" in lab.host.run("iptables-legacy-save")
+        assert "redirector" not in lab.host.nft_list()
 
     def test_without_a_file(self, lab: Lab, product: Product) -> None:
         if not os.path.lexists("/etc/redirector/mappings.toml"):
@@ -232,7 +266,8 @@ class TestMappings:
         if form == "native":
             lab.host.nft(
                 "table ip n { map m { type inet_service : inet_service; elements = { 80 : 99 }; }\n"
-                "chain pre { type nat hook prerouting priority -90; meta l4proto tcp redirect to :tcp dport map @m\n}\n}"
+                "chain pre { type nat hook prerouting priority -90;\n"
+                "meta l4proto tcp redirect to :tcp dport map @m\n}\n}"
             )
             place = "nft table ip n, chain pre: meta l4proto tcp redirect to :tcp dport map @m"
         else:
