@@ -104,7 +104,7 @@ def _narrowed(clause: Clause, negated: bool, option: str, values: list[str]) -> 
         found = ports(value)
         return clause._replace(ports=without(ALL, found) if negated else found)
     if option in ("-i", "--in-interface"):
-        if (value == "lo") != negated:
+        if value == "lo" and not negated:
             raise _Never
         return clause if value == "lo" else clause._replace(certain=False)
     if option in ("--ctstate", "--state"):
