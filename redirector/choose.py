@@ -125,12 +125,14 @@ def foreign_rules(saved: Saved) -> bool:
 
 def nat_users(firewalls: Firewalls, *forms: str) -> tuple[str, ...]:
     """Whose NAT rules are there in one of these forms, in words; () where nobody's are."""
-    tables = [s for s in firewalls.saved if s.backend in forms and s.name == "nat" and foreign_rules(s)]
-    found = [form for form in forms if any(saved.backend == form for saved in tables)]
-    if "nftables" in forms and native_nat(firewalls):
-        found.append("nftables")
-    names = tuple(dict.fromkeys(user.name for user in users(firewalls) if user.form in found))
-    return names or tuple(f"somebody's ({FORMS[form]})" for form in found)
+    found: dict[str, None] = {}
+    for saved in firewalls.saved:
+        if saved.backend in forms and saved.name == "nat" and foreign_rules(saved):
+            known = tuple(known_by(saved.table.policies)) or (f"somebody's ({FORMS[saved.backend]})",)
+            found |= dict.fromkeys(known)
+    for _, table in native_nat(firewalls) if "nftables" in forms else ():
+        found[TABLES.get(table) or f"somebody's ({FORMS['nftables']})"] = None
+    return tuple(found)
 
 
 def native_nat(firewalls: Firewalls) -> tuple[tuple[str, str], ...]:

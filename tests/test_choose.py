@@ -60,6 +60,19 @@ OUR_CHAIN = NftChain("ip6", "nat", "REDIRECTOR-IN")
             "nftables",
             "NAT rules are in legacy form only (Docker), but the tools for that are not all there",
         ),
+        # Who only filters is not named for somebody else's NAT.
+        (
+            Firewalls(
+                MODERN,
+                tools=TOOLS,
+                saved=(
+                    saved("iptables-legacy", "PREROUTING -j ACCEPT"),
+                    saved("iptables-legacy", "ufw-user-input", "filter"),
+                ),
+            ),
+            "iptables-legacy",
+            "NAT rules are in legacy form only: somebody's (legacy)",
+        ),
         # A table without rules, or one that only filters, is nobody's NAT.
         (Firewalls(MODERN, tools=TOOLS, saved=(saved("iptables-legacy", "PREROUTING\nDOCKER"),)), "nftables", ""),
         (

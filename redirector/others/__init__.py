@@ -108,12 +108,14 @@ def overlap(one: Spans, other: Spans) -> Spans:
 
 
 def without(one: Spans, other: Spans) -> Spans:
-    """The ports of one that are not in the other."""
+    """The ports of one that are not in the other; spans that they do not share are not looked at, only copied."""
     shared = overlap(one, other)
     if not shared:
         return one
+    begin = bisect_left(one, shared[0].first, key=_LAST)
+    end = bisect_left(one, shared[-1].last, key=_LAST) + 1
     found, at = [], 0
-    for span in one:
+    for span in one[begin:end]:
         first = span.first
         while at < len(shared) and shared[at].last <= span.last:
             if first < shared[at].first:
@@ -122,7 +124,7 @@ def without(one: Spans, other: Spans) -> Spans:
             at += 1
         if first <= span.last:
             found.append(Ports(first, span.last))
-    return tuple(found)
+    return (*one[:begin], *found, *one[end:])
 
 
 def follow(table: Table, base: str, question: Question) -> Iterator[Hit]:
