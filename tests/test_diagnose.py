@@ -76,7 +76,7 @@ class TestFilters:
             "",
             "INPUT -p tcp -m tcp --dport 80 -j ACCEPT",  # the port that clients use
             "INPUT -p udp -m udp --dport 8080 -j ACCEPT",
-            "INPUT -i lo -j ACCEPT",
+            "INPUT -i lo -p tcp --dport 8080 -j ACCEPT",
             "INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
             "INPUT -m state --state ESTABLISHED -j ACCEPT",
             "INPUT -p tcp -m multiport --dports 22,80,8000:8079 -j ACCEPT",
@@ -121,6 +121,7 @@ class TestFilters:
             "INPUT -s 10.0.0.0/8 -p tcp --dport 8080 -j ACCEPT",  # for some, on purpose
             "INPUT -i eth0 -j wan\nwan -p tcp --dport 8080 -j ACCEPT",
             "INPUT -j NFQUEUE --queue-num 1",  # who knows
+            'INPUT -m comment --comment "-g" -j ACCEPT',
             "INPUT -j REDIRECTOR-GUARD\nINPUT -j ACCEPT\nREDIRECTOR-GUARD -j REJECT",
         ],
     )
@@ -184,7 +185,7 @@ class TestFilters:
             [[match(STATE, ["established", "related"], "in"), ACCEPT]],
             [[match(STATE, "new", "!="), ACCEPT]],
             [[match(STATUS, "dnat", "!="), ACCEPT]],
-            [[match(IIF, "lo"), ACCEPT]],
+            [[match(IIF, "lo"), dport(8080), ACCEPT]],
             [[match(L4, {"set": ["udp", "icmp"]}), ACCEPT]],
             [[match({"payload": {"protocol": "ip", "field": "saddr"}}, "10.0.0.1"), ACCEPT]],
             [[{"vmap": {"key": STATE, "data": {"set": [["established", ACCEPT], ["invalid", DROP]]}}}]],

@@ -34,6 +34,9 @@ NET = "/proc/thread-self/net"  # /proc/net is the main thread's, which may be in
 NAMES = {"ipv4": "ip_tables_names", "ipv6": "ip6_tables_names"}
 FAMILIES = {wire.NFPROTO_INET: "inet", wire.NFPROTO["ipv4"]: "ip", wire.NFPROTO["ipv6"]: "ip6"}
 SAVED = ("nat", "filter")  # the tables of iptables in which somebody's mappings, or drops, may be
+# The base chains of these, as iptables makes them: (table, chain, priority), linux/netfilter_ipv4.h.
+BUILTIN = {("nat", "PREROUTING", -100), ("nat", "OUTPUT", -100), ("nat", "INPUT", 100), ("nat", "POSTROUTING", 100)}
+BUILTIN |= {("filter", name, 0) for name in ("INPUT", "FORWARD", "OUTPUT")}
 RESERVED = "REDIRECTOR"  # backends.iptables.rules.PREFIX, which is not imported: `quick` needs no other rule of it
 _NONE: MappingProxyType[Any, Any] = MappingProxyType({})
 
@@ -198,6 +201,9 @@ def _saved(
 ) -> Iterator[Saved]:
     """The tables of iptables that exist, in either variant."""
     known = {(chain.family, chain.table) for chain in chains}
+    # A table of the same name that was made by nft: of that iptables-nft-save 1.8.9 leaves chains out, and writes
+    # others without the conditions that it has no words for (both seen). nft lists it.
+    known -= {(c.family, c.table) for c in chains if c.hook and (c.table, c.name, c.priority) not in BUILTIN}
     for family, nft_family, prefix in (("ipv4", "ip", "iptables"), ("ipv6", "ip6", "ip6tables")):
         for name in SAVED:
             for variant, exists in (
@@ -210,10 +216,7 @@ def _saved(
 
 
 def _save(tools: Mapping[str, str], tool: str, name: str, failures: list[str]) -> SavedTable | None:
-    """One table; None, and a failure told, where it cannot be read.
-
-    (An nft table that only has an iptables name is left out of what iptables-nft-save writes: nft lists it.)
-    """
+    """One table; None, and a failure told, where it cannot be read."""
     from redirector.backends.iptables.save import Unparsable, parse
 
     text = _output(tools, tool, ["-t", name], failures)

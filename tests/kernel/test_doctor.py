@@ -256,6 +256,33 @@ class TestFilters:
         assert ids(found) == ["unread"]
         assert "\x1b" not in product.run("doctor", product.file(WEB), code=2)
 
+    def test_a_table_that_sleeps(self, lab: Lab, product: Product) -> None:
+        """Its chains see no packets (and nft 1.0.6 writes JSON for it that ends in the middle)."""
+        lab.host.nft("table inet f {\nflags dormant\nchain in { type filter hook input priority 0; policy drop; }\n}")
+        lab.host.serve("tcp", ANY[0], 8080)
+        product.apply(WEB)
+        assert answered(lab, 0)
+        doctor(product, code=0)
+
+    def test_a_native_table_with_a_name_of_iptables(self, lab: Lab, product: Product) -> None:
+        lab.host.nft("table ip filter { chain in { type filter hook input priority 0; policy drop; }\n}")
+        (one,) = doctor(product)["findings"]
+        assert "nft table ip filter, chain in" in one["message"]
+
+    def test_rules_that_nobody_can_read(self, lab: Lab, product: Product) -> None:
+        """Without nft, say: the doctor tells what it did not see."""
+        lab.host.nft("table inet f { chain in { type filter hook input priority 0; policy drop; }\n}")
+        command = lab.command("doctor", product.file(WEB), "--json")
+        hidden = 'mount --bind /dev/null /usr/sbin/nft; exec "$@"'
+        done = lab.host.namespace.run(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-ec", hidden, "sh", *command],
+            env=lab.environment(),
+            text=True,
+        )
+        (one,) = json.loads(done.stdout)["findings"]
+        assert (done.returncode, one["id"]) == (2, "unread")
+        assert "nft is missing" in one["message"]
+
 
 class TestMappings:
     @pytest.mark.parametrize("form", ["nft", "native"])
