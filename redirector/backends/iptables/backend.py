@@ -49,6 +49,7 @@ class IptablesBackend:
         self._home = _namespace()
         self._saved: reading.Saved = {}
         self._program: Program | None = None
+        self._written: tuple[Program | None, dict[str, rules.Tables]] = None, {}
 
     def close(self) -> None:
         self._place.close()
@@ -66,8 +67,15 @@ class IptablesBackend:
         self._require()
         saved = self._read()
         foreign = reading.foreign_reason(saved)
-        self._saved, self._program = saved, Program({}, {}) if foreign else reading.decode(saved)
-        return Snapshot(self._program, 0, foreign, reading.counters(saved))
+        self._saved, self._program = saved, Program({}, {}) if foreign else self._decoded(saved)
+        return Snapshot(self._program, 0, foreign, reading.counters(saved, self._program))
+
+    def _decoded(self, saved: reading.Saved) -> Program | None:
+        """As `reading.decode`. What is, word for word, what was written last needs no decoding."""
+        program, tables = self._written
+        if program is not None and reading.held(saved) == tables and not reading.displaced(saved):
+            return program
+        return reading.decode(saved)
 
     def check(self, steps: Iterable[Step]) -> None:
         for family, text in self._texts(perform(self._program, steps)).items():
@@ -109,7 +117,9 @@ class IptablesBackend:
         self._speakable(program)
         ours = reading.held(self._saved)
         try:
-            texts = {f: script(self._saved[f], ours[f], rules.encode(program, f)) for f in self._families}
+            wanted = rules.encoded(program, self._families)
+            texts = {f: script(self._saved[f], ours[f], wanted[f]) for f in self._families}
+            self._written = program, wanted
         except Unspeakable as error:
             message = f"a rule that others made leads to our chains, and cannot be taken away: {printable(str(error))}"
             raise Refused(message, f"delete it by hand: {self.name} -t nat -D …") from None

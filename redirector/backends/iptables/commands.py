@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 from collections.abc import Iterable
+from typing import BinaryIO, Self
 
+from redirector import store
 from redirector.backends.iptables import save
 from redirector.backends.iptables.save import SavedTable
 from redirector.errors import Refused, TryAgain, Unavailable, printable
@@ -50,13 +53,10 @@ def find(variant: str, family: str, verb: str) -> str:
 def read(variant: str, families: Iterable[str]) -> dict[str, dict[str, SavedTable]]:
     """The nat and filter tables of each family, with counters. Raises Failed, Unavailable, save.Unparsable."""
     programs = {family: find(variant, family, "save") for family in families}
+    wanted = [family for family in programs if variant != "legacy" or _loaded(family)]
     with contextlib.ExitStack() as stack:
-        children = {
-            family: stack.enter_context(_child([path, "-c"]))
-            for family, path in programs.items()
-            if variant != "legacy" or _loaded(family)
-        }
-        told = {family: _finish(child) for family, child in children.items()}
+        children = [stack.enter_context(_Child([programs[family], "-c"])) for family in wanted]
+        told = {family: child.finish() for family, child in zip(wanted, children, strict=True)}
     return {f: save.parse(told[f].split("\n")) if f in told else {} for f in programs}
 
 
@@ -65,8 +65,8 @@ def restore(variant: str, family: str, text: str, *, test: bool = False) -> None
     options = ["--noflush", "--counters", "--wait", str(LOCK_SECONDS), *(["--test"] if test else [])]
     path = find(variant, family, "restore")
     try:
-        with _child([path, *options]) as child:
-            _finish(child, text)
+        with _Child([path, *options], text) as child:
+            child.finish()
     except Failed as error:
         holder = _lock_holder() if variant == "legacy" and error.code == RESOURCE else ""
         if holder:
@@ -77,22 +77,56 @@ def restore(variant: str, family: str, text: str, *, test: bool = False) -> None
         raise
 
 
-def _child(argv: list[str]) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        argv, stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT, cwd="/", encoding="utf-8", errors="surrogateescape"
-    )
+class _Child:
+    """A program that runs. What it is told and tells is in files in memory: pipes take half a kilobyte a turn."""
+
+    def __init__(self, argv: list[str], text: str = "") -> None:
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(open(os.memfd_create(name), "w+b")) for name in ("in", "out", "error")]
+            told, self._out, self._error = files
+            told.write(text.encode("utf-8", "surrogateescape"))
+            told.seek(0)
+            self._argv = argv
+            self._process = subprocess.Popen(
+                argv,
+                stdin=told,
+                stdout=self._out,
+                stderr=self._error,
+                env=ENVIRONMENT,
+                cwd="/",
+                # If we are killed, it may still commit: until it has ended, none of ours may begin.
+                pass_fds=store.held(),
+            )
+            self._files = stack.pop_all()
+
+    def finish(self) -> str:
+        """What it has printed. Raises Failed, Refused where it does not end."""
+        # Not wait() with a time: that asks again and again, up to 50 ms apart.
+        descriptor = os.pidfd_open(self._process.pid)
+        try:
+            if not select.select([descriptor], [], [], SECONDS)[0]:
+                raise Refused(f"{printable(self._argv[0])} did not end within {SECONDS:.0f} s", "try again")
+        finally:
+            os.close(descriptor)
+        code = self._process.wait()
+        if code:
+            raise Failed(self._argv[0], code, printable(" ".join(_content(self._error).split())[:300]))
+        return _content(self._out)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """One that still runs is ended: nobody would hear what it has to say."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._files.close()
 
 
-def _finish(child: subprocess.Popen[str], text: str = "") -> str:
-    try:
-        told, complaint = child.communicate(text, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        raise Refused(f"{printable(str(child.args))} did not end within {SECONDS:.0f} s", "try again") from None
-    if child.returncode:
-        raise Failed(str(child.args[0]), child.returncode, printable(" ".join(complaint.split())[:300]))  # type: ignore[index]
-    return told
+def _content(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "surrogateescape")
 
 
 def _loaded(family: str) -> bool:
