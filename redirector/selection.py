@@ -59,5 +59,12 @@ def leads_anywhere(program: Program | None) -> bool:
 
 
 def suitable() -> str:
-    """What suits a host on which nothing was applied yet."""
-    return "nftables"
+    """What suits a host on which nothing was applied yet. Raises Unavailable where nothing does."""
+    from redirector.host import firewalls
+
+    found = firewalls.quick()
+    if found is None:
+        from redirector.choose import choose
+
+        found = choose(firewalls.gather()).backend
+    return found

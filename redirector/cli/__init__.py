@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": "looking",
     "apply": "changing",
     "status": "looking",
+    "doctor": "doctoring",
     "confirm": "changing",
     "cancel": "changing",
     "rollback": "changing",
