@@ -142,13 +142,14 @@ def _loaded(family: str) -> bool:
 def _lock_holder() -> str:
     """Who holds the lock of the legacy variant, in words; "" where nobody does (proc_locks(5))."""
     try:
-        inode = os.stat(LOCK).st_ino
+        status = os.stat(LOCK)
         with open("/proc/locks", "rb") as file:
             rows = [line.decode().split() for line in file]
     except OSError:
         return ""
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     for row in rows:
-        if "->" not in row and len(row) > 5 and row[5].rpartition(":")[2] == str(inode):
+        if "->" not in row and place in row:
             with contextlib.suppress(OSError), open(f"/proc/{row[4]}/comm", "rb") as file:
                 return f"process {row[4]} ({printable(file.read().decode(errors='replace').strip())})"
             return f"process {row[4]}"
