@@ -107,13 +107,13 @@ class TestChoice:
         assert (found["backend"], found["reasons"]) == ("nftables", ["the last generation was loaded there"])
         found = product.json("doctor", product.file(WEB), "--state-dir", lab.state_dir + "-lost")
         assert (found["backend"], found["reasons"]) == ("nftables", ["our mappings are there"])
-        legacy(lab, "-t", "nat", "-N", "REDIRECTOR")
+        legacy(lab, "-t", "nat", "-N", "REDIRECTOR-IN")
         assert ids(doctor(product)) == ["ours-twice"]
         product.remove(purge=True)
         assert doctor(product, code=0)["backend"] == "iptables-legacy"
 
     def test_chains_of_ours_in_iptables_nft(self, lab: Lab, product: Product) -> None:
-        variant(lab, "-t", "nat", "-N", "REDIRECTOR", v=1)
+        variant(lab, "-t", "nat", "-N", "REDIRECTOR-IN", v=1)
         assert lab.host.namespace.call(firewalls.quick) is None
         assert doctor(product, code=0)["backend"] == "iptables-nft"
         text = '[settings]\nbackend = "nftables"\n' + WEB
