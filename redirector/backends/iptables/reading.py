@@ -55,7 +55,9 @@ def _ours(tables: dict[str, SavedTable]) -> rules.Tables:
 
 
 def leads_to_us(text: str) -> bool:
-    return f"-j {rules.PREFIX}" in text or f"-g {rules.PREFIX}" in text
+    """Whether a rule leads to a chain of ours: that comes last in it, and a comment of that wording ends in a quote."""
+    option, chain = ("", "", *text.split(" "))[-2:]
+    return option in ("-j", "-g") and chain.startswith(rules.PREFIX) and not chain.endswith('"')
 
 
 def decode(saved: Saved) -> Program | None:

@@ -40,9 +40,9 @@ from redirector.program import (
 )
 from redirector.records import NamedTuple
 
-PREFIX = "REDIRECTOR"
-TOP = {"arriving": f"{PREFIX}-IN", "own": f"{PREFIX}-OUT"}  # by chain of the Program
-GUARD = f"{PREFIX}-GUARD"
+PREFIX = "REDIRECTOR-"
+TOP = {"arriving": f"{PREFIX}IN", "own": f"{PREFIX}OUT"}  # by chain of the Program
+GUARD = f"{PREFIX}GUARD"
 LOCAL = "-m addrtype --dst-type LOCAL -j "
 GUARDED = f"! -i lo -m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j {GUARD}"
 KEEP = "-m conntrack --ctstate INVALID"  # has no target: all that it does is to hold connection tracking
@@ -236,4 +236,4 @@ def _blocks(name: str, items: list[Item], start: int, width: int, chains: Chains
 def named(what: str) -> str:
     """The name of a chain: 27 characters of at most 28 (XT_EXTENSION_MAXNAMELEN, linux/netfilter/x_tables.h)."""
     data = what.encode()
-    return f"{PREFIX}-{crc32(data):08x}{adler32(data):08x}"
+    return f"{PREFIX}{crc32(data):08x}{adler32(data):08x}"
