@@ -2,7 +2,9 @@
 
 Theory of operation. A file is written to a temporary one beside it and flushed to the disk (fsync); it counts once it
 is renamed, and the folder flushed. A crash at any moment leaves the old file, or the new one, and at most a temporary
-file that nobody reads. The lock is flock(2)'s, on a file that stays: it dies with the process that holds it.
+file that nobody reads. The lock is flock(2)'s, on a file that stays: it dies with the process that holds it, and with
+what that process has left it to: its descriptor can be inherited, by children that are started with `close_fds=False`
+(an iptables-restore ends its work where we are killed, and until then nobody else must begin).
 """
 
 from __future__ import annotations
@@ -132,6 +134,7 @@ def locked(folder: str) -> Iterator[None]:
         raise unwritable(folder, error) from None
     try:
         _acquire(descriptor)
+        os.set_inheritable(descriptor, True)
         with contextlib.suppress(OSError):  # no room, say: the name is for people, the lock holds without it
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

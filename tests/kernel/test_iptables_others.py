@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from redirector import errors
 from redirector.model import FAMILIES
 from tests.kernel.echo import Answered
 from tests.kernel.iptables import VARIANTS, both, iptables, of_others, saved
@@ -27,13 +28,17 @@ THEIRS = (
     *(f'-t nat -A {c} -p tcp --dport 7 -m comment --comment "{t}" -j ACCEPT' for c in ("PREROUTING", "OUTPUT") for t in ODD[:4]),
 )  # fmt: skip
 
-families = pytest.mark.parametrize("family", FAMILIES)
-
 
 @pytest.fixture(params=VARIANTS)
 def product(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Product]:
     with Product(lab, request.param) as made:
         yield made
+
+
+@pytest.fixture
+def family(product: Product) -> str:
+    """With each variant another one."""
+    return FAMILIES[VARIANTS.index(product.backend.name)]
 
 
 def test_what_others_have_stays_as_it_is(lab: Lab, product: Product) -> None:
@@ -73,12 +78,17 @@ def test_what_others_do_elsewhere_is_no_drift(lab: Lab, product: Product) -> Non
     assert of_others(lab.host, product.backend.name) == before
 
 
-@families
 class TestForeignChains:
     def test_a_chain_of_our_name_with_rules_of_others(self, lab: Lab, product: Product, family: str) -> None:
         backend, file = product.backend.name, product.file(WEB)
-        iptables(lab.host, backend, family, "-t nat -N REDIRECTOR-IN", "-t nat -A REDIRECTOR-IN -p tcp -j ACCEPT",
-                 "-t nat -A PREROUTING -p tcp --dport 9 -j REDIRECTOR-IN")  # fmt: skip
+        iptables(
+            lab.host,
+            backend,
+            family,
+            "-t nat -N REDIRECTOR-IN",
+            "-t nat -A REDIRECTOR-IN -p tcp -j ACCEPT",
+            "-t nat -A PREROUTING -p tcp --dport 9 -j REDIRECTOR-IN",
+        )
         before = saved(lab.host, backend, family)
         assert "not ours" in product.run("apply", file, code=1)
         assert saved(lab.host, backend, family) == before
@@ -91,9 +101,9 @@ class TestForeignChains:
 
     def test_an_empty_chain_of_our_name_is_ours(self, lab: Lab, product: Product, family: str) -> None:
         iptables(lab.host, product.backend.name, family, "-t nat -N REDIRECTOR-IN", "-N REDIRECTOR-GUARD")
-        product.run("apply", product.file(WEB))
+        product.apply(WEB)
         assert product.status().state == "in-sync"
-        product.run("remove", "--purge")
+        product.remove(purge=True)
         assert not any("REDIRECTOR" in line for line in saved(lab.host, product.backend.name, family))
 
     def test_a_jump_to_us_that_cannot_be_repeated_is_refused(self, lab: Lab, product: Product, family: str) -> None:
@@ -103,5 +113,7 @@ class TestForeignChains:
         iptables(lab.host, backend, family, """-t nat -A OUTPUT -m comment --comment "a ' b" -j REDIRECTOR-IN""")
         before = both(lab.host, backend)
         assert product.status().state == "drifted"
-        assert "by hand" in product.run("apply", product.file(WEB), code=1)
+        with pytest.raises(errors.Refused) as raised:
+            product.apply(WEB)
+        assert "by hand" in raised.value.hint
         assert both(lab.host, backend) == before

@@ -82,24 +82,28 @@ class IptablesBackend:
         for family, text in self._texts(perform(self._program, steps)).items():
             try:
                 commands.restore(self._variant, family, text)
-            except (Failed, RedirectorError) as error:
+            except (Failed, RedirectorError, OSError) as error:
                 self._undo(before, error)
                 raise _refused(error) from None
 
     def _undo(self, before: reading.Saved, error: Exception) -> None:
-        """Put everything back as it was `before`. Raises OutcomeUnknown where that fails, too."""
+        """Put everything back as it was `before`. Raises OutcomeUnknown where that fails, too: what tells is what is
+        read afterwards, and no command."""
         wanted = reading.held(before)
+        fault = "others have changed the rules meanwhile"
         try:
             now = self._read()
             ours = reading.held(now)
             for family in self._families:
                 text = script(now[family], ours[family], wanted[family])
-                if text:
-                    commands.restore(self._variant, family, text)
+                try:
+                    if text:
+                        commands.restore(self._variant, family, text)
+                except (Failed, RedirectorError, OSError) as failure:
+                    fault = printable(str(failure))
             if reading.held(self._read()) == wanted:
                 return
-            fault = "others have changed the rules meanwhile"
-        except (Failed, RedirectorError, Unspeakable, OSError) as failure:
+        except (RedirectorError, Unspeakable, OSError) as failure:
             fault = printable(str(failure))
         message = f"{error}; and putting back what had been changed failed ({fault})"
         raise OutcomeUnknown(message, "see: redirector status") from None
@@ -152,7 +156,7 @@ def _refused(error: Exception) -> Exception:
     """What made a commit fail, as what it means: nothing was changed."""
     if isinstance(error, RedirectorError):
         return error
-    return Refused(f"{error}; nothing was changed", "see: redirector doctor")
+    return Refused(f"{printable(str(error))}; nothing was changed", "see: redirector doctor")
 
 
 def _namespace() -> int:

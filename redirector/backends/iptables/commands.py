@@ -1,7 +1,8 @@
 """iptables-save and iptables-restore, of both variants and both families, run as children.
 
 By absolute path, with a fixed environment, in bounded time. What they are told comes by standard input, never by the
-command line.
+command line. A child that writes inherits the descriptors that are meant to be inherited: the lock of the state folder
+(see `store`). So where this process is killed, nobody else writes before its last child has ended.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def restore(variant: str, family: str, text: str, *, test: bool = False) -> None
     options = ["--noflush", "--counters", "--wait", str(LOCK_SECONDS), *(["--test"] if test else [])]
     path = find(variant, family, "restore")
     try:
-        with _child([path, *options]) as child:
+        with _child([path, *options], heir=True) as child:
             _finish(child, text)
     except Failed as error:
         holder = _lock_holder() if variant == "legacy" and error.code == RESOURCE else ""
@@ -77,10 +78,18 @@ def restore(variant: str, family: str, text: str, *, test: bool = False) -> None
         raise
 
 
-def _child(argv: list[str]) -> subprocess.Popen[str]:
+def _child(argv: list[str], *, heir: bool = False) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        argv, stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT, cwd="/", encoding="utf-8", errors="surrogateescape"
+        argv,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        env=ENVIRONMENT,
+        cwd="/",
+        encoding="utf-8",
+        errors="surrogateescape",
+        close_fds=not heir,
     )
 
 
@@ -108,13 +117,14 @@ def _loaded(family: str) -> bool:
 def _lock_holder() -> str:
     """Who holds the lock of the legacy variant, in words; "" where nobody does (proc_locks(5))."""
     try:
-        inode = os.stat(LOCK).st_ino
+        status = os.stat(LOCK)
         with open("/proc/locks", "rb") as file:
             rows = [line.decode().split() for line in file]
     except OSError:
         return ""
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     for row in rows:
-        if "->" not in row and len(row) > 5 and row[5].rpartition(":")[2] == str(inode):
+        if "->" not in row and place in row:
             with contextlib.suppress(OSError), open(f"/proc/{row[4]}/comm", "rb") as file:
                 return f"process {row[4]} ({printable(file.read().decode(errors='replace').strip())})"
             return f"process {row[4]}"
