@@ -101,7 +101,7 @@ def tamper(product: Product, v: int, text: str) -> None:
     now = "\n".join(saved(product.lab.host, product.backend.name, FAMILY[v]))
 
     def behind(top: str, option: str) -> str:
-        found = re.search(rf"^-A {top} {option} \S+ -j (\S+)$", now, re.M)
+        found = re.search(rf"^-A {top} {option} \S+ -j (\S+)$", now, re.MULTILINE)
         return found[1] if found else ""
 
     names = {
