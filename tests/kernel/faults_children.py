@@ -44,8 +44,9 @@ NEXT = mapping("web", 80, 8082)
 COMMAND = ("pipe2", "vfork", "clone", "clone3", "fork", "poll", "wait4")  # around a child
 PIPES = ("read", "write")  # where they are those of a child
 CHILD = ("sendto", "sendmsg", "recvmsg", "setsockopt", "getsockopt", "flock")
-FAILING = ("sendto", "sendmsg", "setsockopt")
+FAILING = ("sendto", "sendmsg", "setsockopt", "recvmsg")
 ERRORS = ("ENOMEM", "EPERM", "EAGAIN")
+LOST = ("ENOBUFS", "EINTR", "ENOMEM")  # instead of an answer
 UNCHANGED = (1, 7, 64, 69, 75, 77, 78)
 PUT_BACK, UNKNOWN = 5, 6
 
@@ -116,8 +117,8 @@ def of_command(log: list[str], folder: str) -> Iterator[Place]:
 
 
 def of_child(log: list[str], name: str, start: int) -> Iterator[Place]:
-    """Kills and errors of one child. One that only reads is not killed at every answer that it waits for; and of the many
-    requests that are alike each gets another error, what writes every one."""
+    """Kills and errors of one child. One that only reads is killed but once for each kind of call; and of the many calls
+    that are alike each gets another error, what writes every one."""
     reads = name.endswith("save")
     counts: Counter[str] = Counter()
     for line in log:
@@ -126,11 +127,13 @@ def of_child(log: list[str], name: str, start: int) -> Iterator[Place]:
             continue
         counts[found[1]] += 1
         call = Call(found[1], counts[found[1]], "child", "rules")
-        if not (reads and found[1] == "recvmsg"):
+        if not reads or call.number == 1:
             yield Place(Fault(call, "SIGKILL"), name, start)
         if found[1] in FAILING:
-            one = (ERRORS[call.number % len(ERRORS)],)
-            yield from (Place(Fault(call, e), name, start) for e in (one if found[1] == "sendto" else ERRORS))
+            errors = LOST if found[1] == "recvmsg" else ERRORS
+            one = (errors[call.number % len(errors)],)
+            alike = found[1] in ("sendto", "recvmsg")
+            yield from (Place(Fault(call, error), name, start) for error in (one if alike else errors))
 
 
 class Ended(NamedTuple):
@@ -184,8 +187,8 @@ class Rig:
 
     def run(self, place: Place | None) -> Ended:
         """The command, with a fault; without one every call of it and of its children is noted."""
-        for name in os.listdir(self._logs):
-            os.unlink(f"{self._logs}/{name}")
+        shutil.rmtree(self._logs, ignore_errors=True)
+        os.mkdir(self._logs)
         own = place.fault.arguments() if place and not place.program else []
         theirs = place.fault.arguments() if place and place.program else []
         with open(f"{self._home}/options", "w", encoding="ascii") as file:
@@ -268,7 +271,8 @@ class Rig:
         yield from of_command(self._log("", 0).splitlines(), self.lab.state_dir)
         for name in sorted(os.listdir(self._logs)):
             child, _, start = name.rpartition(".")
-            if child != "the-command" and start.isdigit():
+            # The nft variant is read twice each time: one of the two is enough.
+            if child != "the-command" and start.isdigit() and (int(start) % 2 or child.endswith("restore")):
                 yield from of_child(self._log(child, int(start)).splitlines(), child, int(start))
 
     def _log(self, name: str, start: int) -> str:
@@ -294,8 +298,9 @@ class Rig:
                 path = f"{self._bin}/{name}"
                 with open(path, "w", encoding="ascii") as file:
                     file.write(
-                        f"#!/bin/sh\nexport PATH={PATH}\necho >> {self._logs}/{name}.starts\n"
-                        f"start=$(wc -l < {self._logs}/{name}.starts)\nread -r where < {self._home}/fault-in\n"
+                        f"#!/bin/sh\nexport PATH={PATH}\nstart=1\n"
+                        f"while ! mkdir {self._logs}/{name}.$start.begun 2>&-; do start=$((start + 1)); done\n"
+                        f"read -r where < {self._home}/fault-in\n"
                         f'case "$where" in "{name} $start"|all)\n'
                         f"exec strace -o {self._logs}/{name}.$start $(cat {self._home}/options) "
                         f'{real}/{name} "$@";;\nesac\nexec {real}/{name} "$@"\n'
