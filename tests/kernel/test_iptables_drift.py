@@ -1,4 +1,4 @@
-"""Drift on the iptables backends: every kind of tampering, in either family, is told and mended; nothing is invented."""
+"""Drift on the iptables backends: every kind of tampering, in either family, told and mended."""
 
 import re
 from collections.abc import Iterator

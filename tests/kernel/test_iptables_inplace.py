@@ -19,7 +19,7 @@ from tests.kernel.traffic_watch import Watch
 ANY = ("0.0.0.0", "::")
 BOTH = ["tcp", "udp"]
 WEB = mapping("web", 80, 8080, protocol=BOTH)
-ROUNDS = 100  # with each variant
+ROUNDS = 50  # with each variant
 SCOPED = mapping("scoped", "1000-1009", "2000-2009", source=["192.0.2.0/24", "2001:db8:1::/64"], rewrite="redirect")
 AT = mapping("at", 53, 5353, protocol=["udp", "sctp"], address=list(HOST_SECONDARY), exclusive=True)
 
@@ -148,7 +148,7 @@ class TestNoGap:
             for number in range(ROUNDS):
                 watch.go_on(4)
                 product.apply(files[number % 2])
-            assert watch.asked > ROUNDS
+            assert watch.asked >= ROUNDS
             assert watch.failures == {}
 
     def test_a_gap_would_be_seen(self, lab: Lab, product: Product) -> None:

@@ -25,7 +25,8 @@ THEIRS = (
     "-P FORWARD DROP", "-t mangle -N REDIRECTOR-IN", "-t mangle -A REDIRECTOR-IN -j MARK --set-mark 1",
     "-t mangle -A PREROUTING -p tcp --dport 7 -j REDIRECTOR-IN",
     *(f'-A INPUT -p tcp --dport 7 -m comment --comment "{text}" -j DROP' for text in ODD),
-    *(f'-t nat -A {c} -p tcp --dport 7 -m comment --comment "{t}" -j ACCEPT' for c in ("PREROUTING", "OUTPUT") for t in ODD[:4]),
+    *(f'-t nat -A PREROUTING -p tcp --dport 7 -m comment --comment "{text}" -j ACCEPT' for text in ODD),
+    *(f'-t nat -A OUTPUT -p tcp --dport 7 -m comment --comment "{text}" -j ACCEPT' for text in ODD[3:5]),
 )  # fmt: skip
 
 
