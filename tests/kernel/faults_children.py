@@ -117,8 +117,8 @@ def of_command(log: list[str], folder: str) -> Iterator[Place]:
 
 
 def of_child(log: list[str], name: str, start: int) -> Iterator[Place]:
-    """Kills and errors of one child. One that only reads is killed but once for each kind of call; and of the many calls
-    that are alike each gets another error, what writes every one."""
+    """Kills and errors of one child. One that only reads is killed once for each kind of call; of the many calls that
+    are alike each gets another error, and what writes gets every one."""
     reads = name.endswith("save")
     counts: Counter[str] = Counter()
     for line in log:
@@ -157,7 +157,7 @@ class Rig:
         self._programs()
         self.product.apply(NEXT)
         self.next = self.held()
-        self._write(dict.fromkeys(FAMILIES, {"nat": {}, "filter": {}}))
+        self._write({family: {"nat": {}, "filter": {}} for family in FAMILIES})
         shutil.rmtree(lab.state_dir)
         for text in scenario.before:
             self.product.apply(text)
@@ -305,7 +305,7 @@ class Rig:
                         f"exec strace -o {self._logs}/{name}.$start $(cat {self._home}/options) "
                         f'{real}/{name} "$@";;\nesac\nexec {real}/{name} "$@"\n'
                     )
-                os.chmod(path, 0o755)
+                os.chmod(path, 0o700)
 
     def _read(self) -> reading.Saved:
         variant = self.scenario.backend.removeprefix("iptables-")

@@ -41,7 +41,8 @@ class Tampering(NamedTuple):
 
 TAMPERINGS = (
     Tampering("a rule deleted", f"-t nat -D REDIRECTOR-IN {WEB} :8080", "web", "tcp 80-81"),
-    Tampering("a rule edited", f"-t nat -D REDIRECTOR-IN {WEB} :8080; -t nat -A REDIRECTOR-IN {WEB} :22", ARRIVING, "→ 22"),
+    Tampering("a rule edited", f"-t nat -D REDIRECTOR-IN {WEB} :8080; -t nat -A REDIRECTOR-IN {WEB} :22", ARRIVING,
+              "→ 22"),
     Tampering("a rule of a scope deleted", f"-t nat -D {{dns}} {TCP} 53 -m comment --comment dns -j DNAT "
               "--to-destination :5300", "dns", "tcp 53"),
     Tampering("rules in another order", f"-t nat -D REDIRECTOR-IN {WEB} :8080; -t nat -I REDIRECTOR-IN 1 {WEB} :8080",
@@ -50,8 +51,8 @@ TAMPERINGS = (
     Tampering("a rule added", "-t nat -I REDIRECTOR-IN 1 -p tcp --dport 80 -j ACCEPT", ARRIVING, "is not ours"),
     Tampering("a rule like ours added", f"-t nat -A REDIRECTOR-IN {TCP} 22 -m comment --comment web -j DNAT "
               "--to-destination :8080", ARRIVING, "has tcp 22"),
-    Tampering("a rule with an odd comment", "-t nat -A REDIRECTOR-OUT -m comment --comment 'a\\ \" -j REDIRECTOR-IN' -j RETURN",
-              OWN, "is not ours"),
+    Tampering("a rule with an odd comment", "-t nat -A REDIRECTOR-OUT -m comment "
+              "--comment 'a\\ \" -j REDIRECTOR-IN' -j RETURN", OWN, "is not ours"),
     Tampering("our jump gone", f"-t nat -D PREROUTING {LOCAL} -j REDIRECTOR-IN", ARRIVING, "PREROUTING"),
     Tampering("our jump of the host's own gone", "-t nat -F OUTPUT", OWN, "OUTPUT"),
     Tampering("our jump behind a foreign rule", "-t nat -I PREROUTING 1 -p tcp --dport 80 -j ACCEPT", ARRIVING,

@@ -123,6 +123,8 @@ def lock_held(lab: Lab) -> Iterator[tuple[list[str], int]]:
     order to be there, too, and the descriptor: to close it frees the lock."""
     argv = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", KEEPER]
     with lab.host.namespace.popen(argv, stdin=-1, stdout=-1) as keeper:
+        assert keeper.stdin
+        assert keeper.stdout
         assert keeper.stdout.readline() == b"ready\n"
         with open(f"/proc/{keeper.pid}/root/run/xtables.lock", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
