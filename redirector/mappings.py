@@ -14,7 +14,7 @@ from typing import Any
 from redirector import source
 from redirector.errors import BadConfiguration
 from redirector.fields import document, parse_mapping, parse_settings
-from redirector.model import InvalidModel, Mapping, Problem, Ruleset, Settings, ruleset_problems
+from redirector.model import InvalidModel, Mapping, Problem, Ruleset, Settings, backend_problems, ruleset_problems
 from redirector.records import NamedTuple
 from redirector.values import Report, kind, quoted, suggestion
 
@@ -86,13 +86,14 @@ class _File:
         return f"{place.file}:{place.line}"
 
 
-def load(path: str, *, insist: bool = True) -> Ruleset:
+def load(path: str, *, insist: bool = True, backend: str = "") -> Ruleset:
     """The ruleset of a file, a folder or "-". Raises InvalidFile with every problem, BadConfiguration if unreadable."""
-    return parse(source.read(path, insist=insist))
+    return parse(source.read(path, insist=insist), backend)
 
 
-def parse(files: list[source.SourceFile]) -> Ruleset:
-    """The ruleset of the files together: one namespace of names, settings in at most one of them."""
+def parse(files: list[source.SourceFile], backend: str = "") -> Ruleset:
+    """The ruleset of the files together: one namespace of names, settings in at most one of them. What `backend` ("":
+    the one that the settings name) cannot do is a problem, too."""
     opened = [_File(file) for file in files]
     broken = [d for file in opened for d in _decode(file)]
     if broken:
@@ -109,6 +110,7 @@ def parse(files: list[source.SourceFile]) -> Ruleset:
             if settings_file:
                 report(f"settings stand in {settings_file} already", "keep them in one file", at_key=True)
             settings = parse_settings(file.document["settings"], report) or settings
+            file.problems += backend_problems(settings, backend or settings.backend)
             settings_file = file.name
     found = [file.diagnostic(problem) for file in opened for problem in file.problems]
     found += _names_taken(opened, places)

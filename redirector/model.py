@@ -216,6 +216,13 @@ class Ruleset(_RulesetFields):
         return tuple(m for m in self.mappings if m.enabled)
 
 
+def backend_problems(settings: Settings, backend: str) -> Iterator[Problem]:
+    """What a backend cannot do of what the settings ask for; paths start with "settings"."""
+    if backend.startswith("iptables") and settings.priority != DEFAULT_PRIORITY:
+        message = f"{backend} knows no priorities: its NAT rules all act at -100, and ours are the first of them"
+        yield Problem(("settings", "priority"), message, 'leave priority out, or say backend = "nftables"')
+
+
 def ipv6(text: str) -> bool:
     """Whether a canonical address or network is an IPv6 one."""
     return ":" in text

@@ -59,7 +59,8 @@ class Outcome(NamedTuple):
 class Wish(NamedTuple):
     """What is wanted: `ruleset`, or with `purge` no table at all. `replace_foreign` takes away a table that is not
     ours; `verify` reads back even after proof; `expected` is the observed Program's digest that a saved plan holds;
-    with `arm` the generation is recorded as not confirmed."""
+    with `arm` the generation is recorded as not confirmed; with `moves` that it is in another backend now is worth a
+    generation."""
 
     ruleset: Ruleset
     origin: Origin
@@ -68,6 +69,7 @@ class Wish(NamedTuple):
     verify: bool = False
     expected: str = ""
     arm: Arm | None = None
+    moves: bool = False
     judge: Judge = lambda ruleset, plan, snapshot: None
 
 
@@ -169,7 +171,11 @@ def _carry_out(
 ) -> Outcome:
     """Commit one plan and record it. Raises Overtaken where somebody else was faster."""
     known = current if isinstance(current, Record) else None
-    same = known is not None and wish.ruleset == known.ruleset and wish.purge == known.purged
+    same = known is not None and (wish.ruleset, wish.purge, backend.name) == (
+        known.ruleset,
+        known.purged,
+        known.backend,
+    )
     nothing_ever = current is None and plan.desired is None and not plan
     if same or nothing_ever:
         # Healing drift, or nothing at all: the record stands.

@@ -31,6 +31,11 @@ def backend_for(wanted: str, history: History, opener: Open = open_backend) -> B
     return opener(name)
 
 
+def name_for(wanted: str, history: History) -> str:
+    """The name of the backend that is meant; `wanted` as in `[settings] backend`."""
+    return wanted if wanted != "auto" else last_backend(history) or suitable()
+
+
 def last_backend(history: History) -> str:
     """Where the last generation was loaded; "" where there is none that tells."""
     with contextlib.suppress(RedirectorError, OSError):  # who may not read the history is told so later, by its reader
@@ -54,5 +59,12 @@ def leads_anywhere(program: Program | None) -> bool:
 
 
 def suitable() -> str:
-    """What suits a host on which nothing was applied yet."""
-    return "nftables"
+    """What suits a host on which nothing was applied yet. Raises Unavailable where nothing does."""
+    from redirector.host import firewalls
+
+    found = firewalls.quick()
+    if found is None:
+        from redirector.choose import choose
+
+        found = choose(firewalls.gather()).backend
+    return found

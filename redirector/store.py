@@ -2,9 +2,8 @@
 
 Theory of operation. A file is written to a temporary one beside it and flushed to the disk (fsync); it counts once it
 is renamed, and the folder flushed. A crash at any moment leaves the old file, or the new one, and at most a temporary
-file that nobody reads. The lock is flock(2)'s, on a file that stays: it dies with the process that holds it, and with
-what that process has left it to: its descriptor can be inherited, by children that are started with `close_fds=False`
-(an iptables-restore ends its work where we are killed, and until then nobody else must begin).
+file that nobody reads. The lock is flock(2)'s, on a file that stays: it dies with the process that holds it,
+and with those of its children that were given the descriptor (`held`), because they change the kernel in its name.
 """
 
 from __future__ import annotations
@@ -134,14 +133,24 @@ def locked(folder: str) -> Iterator[None]:
         raise unwritable(folder, error) from None
     try:
         _acquire(descriptor)
-        os.set_inheritable(descriptor, True)
+        _held.append(descriptor)
         with contextlib.suppress(OSError):  # no room, say: the name is for people, the lock holds without it
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
+        with contextlib.suppress(ValueError):
+            _held.remove(descriptor)
         with contextlib.suppress(OSError):  # close(2) gives the descriptor back even where it fails
             os.close(descriptor)  # and with it the lock, as when the process dies
+
+
+_held: list[int] = []  # descriptors of the locks that this process holds
+
+
+def held() -> tuple[int, ...]:
+    """Descriptors of the locks that this process holds: a child that has them open holds them as long as it lives."""
+    return tuple(_held)
 
 
 def _open_lock(path: str) -> int:

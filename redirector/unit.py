@@ -99,7 +99,7 @@ SyslogIdentifier=redirector
 WorkingDirectory=/
 {state}
 UMask=0077
-CapabilityBoundingSet=CAP_NET_ADMIN
+CapabilityBoundingSet={capabilities}
 DevicePolicy=closed
 IPAddressDeny=any
 InaccessiblePaths=-/tmp -/var/tmp
@@ -119,7 +119,7 @@ ProtectKernelModules=yes
 ProtectKernelTunables=yes
 ProtectProc=invisible
 ProtectSystem=strict
-RestrictAddressFamilies=AF_NETLINK AF_UNIX
+RestrictAddressFamilies={families}
 RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
@@ -130,8 +130,15 @@ SystemCallErrorNumber=EPERM
 """
 
 
-def unit_texts(python: str, file: str, state_dir: str = "") -> dict[str, str]:
-    """The units by their names; all three paths absolute, `state_dir` empty for /var/lib/redirector.
+# iptables-legacy talks to the kernel through a raw socket, and takes a lock in /run; its tables are in modules that
+# only a privileged process may load.
+_LEGACY = "\nReadWritePaths=/run"
+_MODULES = "modprobe@ip_tables.service modprobe@ip6_tables.service"
+
+
+def unit_texts(python: str, file: str, state_dir: str = "", backend: str = "nftables") -> dict[str, str]:
+    """The units by their names; all three paths absolute, `state_dir` empty for /var/lib/redirector; they are for one
+    backend, because each needs other permissions.
 
     Raises Refused for a path that no unit can name.
     """
@@ -142,9 +149,17 @@ def unit_texts(python: str, file: str, state_dir: str = "") -> dict[str, str]:
         state = f"ReadWritePaths={quoted(f'-{state_dir}')}"  # "-": where it is missing, we are the ones to tell
     # Only a program's arguments know variables, and so $$; and only the program's place takes a prefix such as "@".
     command = " ".join([quoted(argv[0]), *(quoted(arg).replace("$", "$$") for arg in [*argv[1:], "boot", file])])
-    sandbox = _SANDBOX.format(state=state)
+    legacy = backend == "iptables-legacy"
+    sandbox = _SANDBOX.format(
+        state=state + _LEGACY * legacy,
+        capabilities="CAP_NET_ADMIN" + " CAP_NET_RAW" * legacy,
+        families="AF_NETLINK AF_UNIX" + " AF_INET AF_INET6" * legacy,
+    )
+    unit = _UNIT
+    if legacy:
+        unit = unit.replace("nftables.service\nWants=", f"nftables.service {_MODULES}\nWants={_MODULES} ", 1)
     return {
-        NAME: _UNIT.format(command=command, sandbox=sandbox),
+        NAME: unit.format(command=command, sandbox=sandbox),
         STAND_IN: _STAND_IN.format(command=command, sandbox=sandbox),
         AFTERWARDS: _AFTERWARDS.format(command=command, sandbox=sandbox),
     }

@@ -52,7 +52,7 @@ def test_many_ports_are_a_tree_and_come_back() -> None:
 
 def test_a_range_is_one_rule() -> None:
     program = compiled(Ruleset((mapping("m", "1-10000", "20001-30000"), mapping("n", "10001-20000", "5"))))
-    texts = rules.encode(program, "ipv6")["nat"][rules.TOP["arriving"]]
+    texts = rules.encode(program, "ipv6")["nat"][rules.ALL]
     assert len(texts) == 2
     assert texts[0].endswith("--to-destination :20001-30000/1")
     assert reading.decode(saved(program)) == program

@@ -31,7 +31,10 @@ def rendered(kind: str, ruleset: Ruleset) -> str:
 
 def regenerate() -> None:
     for path in FILES:
-        path.with_suffix(".nft").write_text(rendered("nft", mappings.load(str(path))), encoding="ascii")
+        ruleset = mappings.load(str(path))
+        path.with_suffix(".nft").write_text(rendered("nft", ruleset), encoding="ascii")
+        if path.stem != FOR_NFTABLES:
+            path.with_suffix(".iptables").write_text(both(ruleset), encoding="ascii")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -39,7 +42,27 @@ def test_golden(path: Path) -> None:
     assert rendered("nft", mappings.load(str(path))) == path.with_suffix(".nft").read_text(encoding="ascii")
 
 
+FOR_NFTABLES = "every-key"  # which has a priority
+
+
+def both(ruleset: Ruleset) -> str:
+    """The rules of iptables, both families."""
+    kinds = ("iptables-restore", "ip6tables-restore")
+    return "\n".join(f"# redirector render --as {kind}\n{rendered(kind, ruleset)}" for kind in kinds)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_golden_iptables(path: Path) -> None:
+    ruleset = mappings.load(str(path))
+    if path.stem == FOR_NFTABLES:
+        with pytest.raises(Refused, match="knows no priorities"):
+            both(ruleset)
+    else:
+        assert both(ruleset) == path.with_suffix(".iptables").read_text(encoding="ascii")
+
+
 def test_each_golden_file_has_its_mapping_file() -> None:
+    assert {path.stem for path in RULES.glob("*.iptables")} == {path.stem for path in FILES} - {FOR_NFTABLES}
     assert [path.with_suffix(".toml") for path in sorted(RULES.glob("*.nft"))] == FILES
 
 

@@ -22,11 +22,11 @@ paths = st.text(characters, max_size=20).map(lambda name: f"/{name}")
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Both units on the disk, and once more with another state folder and odd paths; their paths."""
+    """Paths of the units on the disk; again with another state folder and odd paths, and for iptables-legacy."""
     found = []
-    for state in ("", f"/srv{ODD}"):
+    for state, backend in (("", "nftables"), (f"/srv{ODD}", "iptables-nft"), ("", "iptables-legacy")):
         folder = tmp_path_factory.mktemp("units")
-        for name, text in unit_texts(PYTHON, FILE if not state else ODD, state).items():
+        for name, text in unit_texts(PYTHON, FILE if not state else ODD, state, backend).items():
             (folder / name).write_text(text)
             found.append(str(folder / name))
     return found
@@ -44,16 +44,17 @@ def test_exposure_is_2_at_most(written: list[str]) -> None:
 
 
 def test_systemd_finds_nothing_wrong(written: list[str]) -> None:
-    for pair in (written[:2], written[2:]):
-        assert run("systemd-analyze", "verify", "--man=no", "--recursive-errors=yes", *pair) == ""
+    for at in range(0, len(written), 3):
+        assert run("systemd-analyze", "verify", "--man=no", "--recursive-errors=yes", *written[at : at + 3]) == ""
 
 
 def test_the_one_capability_is_spelt_right(written: list[str]) -> None:
     """Of a misspelt one systemd-analyze verify says nothing."""
     for path in written:
-        found = re.findall(r"^\w*Capabilit\w*=(.*)$", Path(path).read_text(), re.MULTILINE)
-        assert found == ["CAP_NET_ADMIN"]
-        assert "cap_net_admin" in run("systemd-analyze", "capability", "--no-pager", *found)
+        (found,) = re.findall(r"^\w*Capabilit\w*=(.*)$", Path(path).read_text(), re.MULTILINE)
+        assert found == "CAP_NET_ADMIN" + " CAP_NET_RAW" * (path in written[6:])
+        told = run("systemd-analyze", "capability", "--no-pager", *found.split())
+        assert all(name.lower() in told for name in found.split())
 
 
 def assignments(text: str, key: str) -> list[str]:

@@ -26,10 +26,12 @@ COMMANDS = {
     "plan": "looking",
     "apply": "changing",
     "status": "looking",
+    "doctor": "doctoring",
     "confirm": "changing",
     "cancel": "changing",
     "rollback": "changing",
     "remove": "changing",
+    "migrate-backend": "changing",
     "history": "generations",
     "show": "generations",
     "compare": "generations",
@@ -54,7 +56,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found = getattr(import_module(f"redirector.cli.{COMMANDS[cmd_name]}"), cmd_name)
+        found = getattr(import_module(f"redirector.cli.{COMMANDS[cmd_name]}"), cmd_name.replace("-", "_"))
         return found if isinstance(found, click.Command) else None
 
     def resolve_command(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from redirector.errors import Refused, printable
+from redirector.model import BACKENDS
 
 if TYPE_CHECKING:
     from redirector.backends.base import Backend, Snapshot
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from redirector.pending import Pending
     from redirector.plan import Plan
     from redirector.reconcile import Judge, Origin
+    from redirector.source import SourceFile
     from redirector.terminal import Paint
 
 DEFAULT_FILE = "/etc/redirector/mappings.toml"
@@ -34,6 +36,7 @@ class App:
         self.netns = ""
         self.json = False
         self.wanted_backend = ""
+        self._history: History | None = None
         self.findings: list[Finding] = []
         self.allowed: set[str] = set()
 
@@ -47,8 +50,10 @@ class App:
         from redirector import journal
         from redirector.history import History
 
-        folder = os.path.abspath(self.state_dir or os.environ.get("REDIRECTOR_STATE_DIR") or DEFAULT_STATE)
-        return History(os.path.join(folder, "netns", self.netns) if self.netns else folder, journal.tell)
+        if self._history is None:  # one for all: it remembers what it has read
+            folder = os.path.abspath(self.state_dir or os.environ.get("REDIRECTOR_STATE_DIR") or DEFAULT_STATE)
+            self._history = History(os.path.join(folder, "netns", self.netns) if self.netns else folder, journal.tell)
+        return self._history
 
     def enter_namespace(self) -> None:
         """Go into the namespace that --netns names; before anything else is opened."""
@@ -68,6 +73,16 @@ class App:
         from redirector.selection import backend_for
 
         return backend_for(self.wanted_backend or wanted, self.history())
+
+    def backend_of(self, ruleset: Ruleset, files: list[SourceFile]) -> Backend:
+        """The backend for a mapping file. Raises InvalidFile, with the line, for what it cannot do."""
+        from redirector import mappings
+        from redirector.model import backend_problems
+
+        backend = self.backend(ruleset.settings.backend)
+        if any(backend_problems(ruleset.settings, backend.name)):
+            mappings.parse(files, backend.name)
+        return backend
 
     def settle(self, backend: Backend, history: History) -> Pending | None:
         """What waits for confirm. If its time is over and its watchdog gone, it is taken back here."""
@@ -147,6 +162,17 @@ def shared(function: F) -> F:
     for option in options:
         function = option(function)
     return function
+
+
+def choosing_backend(function: F) -> F:
+    """The option that overrides the file's choice of a backend."""
+
+    def keep(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+        context.ensure_object(App).wanted_backend = value or ""
+
+    words = "Instead of the one that the settings name."
+    choice = click.Choice(BACKENDS[1:])
+    return click.option("--backend", type=choice, expose_value=False, callback=keep, help=words)(function)
 
 
 def insisting(function: F) -> F:

@@ -1,4 +1,4 @@
-"""Commands that change the kernel: apply, rollback, remove."""
+"""Commands that change the kernel: apply, rollback, remove, migrate-backend, confirm, cancel."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from redirector.cli.app import App, command, file_argument, insisting, unsafe_option, verify_option
+from redirector.cli.app import App, choosing_backend, command, file_argument, insisting, unsafe_option, verify_option
 from redirector.errors import OutcomeUnknown, Refused, RolledBack, TryAgain, Usage, plural, printable
+from redirector.model import BACKENDS
 
 if TYPE_CHECKING:
     from redirector.backends.base import Backend
@@ -38,6 +39,7 @@ def _seconds(_context: click.Context, _option: click.Parameter, value: str | Non
 @verify_option
 @click.option("--confirm", callback=_seconds, metavar="[=SECONDS]", help="Take it back unless confirmed in time [60s].")
 @click.option("--probe", metavar="COMMAND", help="With --confirm: run COMMAND afterwards; take it back if it fails.")
+@choosing_backend
 @unsafe_option
 @insisting
 def apply(
@@ -61,8 +63,8 @@ def apply(
         files = source.read(file, insist=allow_unsafe_file)
         app.enter_namespace()
         made = _saved_plan(files)
-        ruleset = made.ruleset if made else mappings.parse(files)
-        backend = app.backend(ruleset.settings.backend)
+        ruleset = made.ruleset if made else mappings.parse(files, app.wanted_backend)
+        backend = app.backend(ruleset.settings.backend) if made else app.backend_of(ruleset, files)
         if made:
             made.require(backend)
         progress("applying")
@@ -153,6 +155,29 @@ def remove(app: App, purge: bool, replace_foreign: bool) -> int:
 
         say("the table is gone; connections that it had redirected are reset at their next packet", sys.stderr)
     _report_outcome(app, outcome)
+    return 0
+
+
+@command
+@click.argument("target", metavar="BACKEND", type=click.Choice(BACKENDS[1:]))
+@verify_option
+def migrate_backend(app: App, target: str, verify: bool) -> int:
+    """Move the mappings that are in force to BACKEND, with no moment in which new connections fail."""
+    from redirector import migrate, output, terminal
+
+    app.enter_namespace()
+    origin = app.origin("migrate-backend", f"the mappings to {target}")
+    moved = migrate.migrate(app.history(), target, origin, verify=verify)
+    if moved.file_names and not app.json:
+        words = f'the file still says backend = "{moved.file_names}": say "{target}" there, or leave it out'
+        terminal.say(f"note: {words}", sys.stderr)
+    done = f"{', '.join(moved.left) or 'nothing'} → {target}"
+    if moved.outcome.recorded:
+        done += f"; generation {moved.outcome.generation}"
+    app.report(
+        lambda: done,
+        lambda: output.outcome_json(moved.outcome) | {"backend": target, "left": list(moved.left)},
+    )
     return 0
 
 

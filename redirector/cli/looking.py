@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from redirector.cli.app import DEFAULT_FILE, App, command, file_argument
+from redirector.cli.app import DEFAULT_FILE, App, choosing_backend, command, file_argument
 from redirector.errors import RedirectorError, plural, printable
 
 
 @command
 @file_argument
+@choosing_backend
 def check(app: App, file: str) -> int:
     """Parse and validate FILE: every problem in one run."""
     from redirector import mappings, output, terminal
@@ -21,7 +22,7 @@ def check(app: App, file: str) -> int:
 
     with terminal.Progress(sys.stderr) as progress:
         progress(f"reading {printable(file)}")
-        ruleset = mappings.load(file)
+        ruleset = mappings.load(file, backend=app.wanted_backend)
     findings = list(static_findings(ruleset))
     app.warn(findings)
     disabled = len(ruleset.mappings) - len(ruleset.enabled)
@@ -34,17 +35,19 @@ def check(app: App, file: str) -> int:
 
 @command
 @file_argument
+@choosing_backend
 @click.option("--out", metavar="PLAN", help="Save the plan, for apply.")
 @click.option("--replace-foreign", is_flag=True, help="Plan to replace a table of our name that is not ours.")
 def plan(app: App, file: str, out: str | None, replace_foreign: bool) -> int:
     """Show what apply would change, against the live kernel. Exits 0 in sync, 2 with changes."""
-    from redirector import mappings, output, reconcile, terminal
+    from redirector import mappings, output, reconcile, source, terminal
 
     with terminal.Progress(sys.stderr) as progress:
         progress(f"reading {printable(file)}")
-        ruleset = mappings.load(file)
+        files = source.read(file, insist=True)
+        ruleset = mappings.parse(files, app.wanted_backend)
         app.enter_namespace()
-        backend = app.backend(ruleset.settings.backend)
+        backend = app.backend_of(ruleset, files)
         progress("reading the kernel's tables")
         app.settle(backend, app.history())
         snapshot = backend.observe()

@@ -45,7 +45,7 @@ def service() -> None:
 @file_argument
 @root_option
 def install(app: App, file: str, root: str) -> int:
-    """Write the units for FILE and enable them."""
+    """Write the units for FILE and enable them; again after migrate-backend, as each needs other permissions."""
     from redirector import service as units
     from redirector import store, terminal, trusted
     from redirector.unit import unit_texts
@@ -55,7 +55,9 @@ def install(app: App, file: str, root: str) -> int:
     if file == "-":
         raise Usage("at boot there is no standard input", "name a file or a folder")
     root, file, state_dir = _root(root), os.path.abspath(file), _state_dir(app)
-    texts = unit_texts(sys.executable, file, "" if state_dir == DEFAULT_STATE else state_dir)
+    texts = unit_texts(
+        sys.executable, file, "" if state_dir == DEFAULT_STATE else state_dir, _backend(root + file, app)
+    )
     trusted.require(sys.executable, file, state_dir, root)
     if state_dir != DEFAULT_STATE:
         store.make_private(root + state_dir)  # the unit cannot: it may write inside, and nowhere else
@@ -113,6 +115,18 @@ def _root(root: str) -> str:
 
 def _state_dir(app: App) -> str:
     return os.path.abspath(app.state_dir or os.environ.get("REDIRECTOR_STATE_DIR") or DEFAULT_STATE)
+
+
+def _backend(file: str, app: App) -> str:
+    """The backend that boot will work on."""
+    from redirector import mappings, selection
+    from redirector.errors import RedirectorError
+
+    try:
+        wanted = mappings.load(file).settings.backend
+    except RedirectorError:  # which `_fault` tells
+        wanted = "auto"
+    return selection.name_for(wanted, app.history())
 
 
 def _fault(file: str) -> str:

@@ -15,6 +15,8 @@ from redirector.program import Program
 KINDS: dict[str, str] = {
     "nft": "redirector.renderers.nft",
     "json": "redirector.renderers.nft_json",
+    "iptables-restore": "redirector.renderers.iptables_restore",
+    "ip6tables-restore": "redirector.renderers.ip6tables_restore",
 }
 
 

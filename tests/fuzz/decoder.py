@@ -233,7 +233,7 @@ class Seen(MemoryBackend):
 def backend_for(case: Case) -> NftablesBackend:
     """The real backend, on a scripted socket."""
     found = NftablesBackend.__new__(NftablesBackend)
-    found._netlink = found._route = speaking(case)
+    found._netlink = speaking(case)
     return found
 
 

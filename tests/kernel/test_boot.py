@@ -6,6 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from redirector import pending
 from redirector.backends.memory import MemoryBackend
 from redirector.history import History
@@ -129,6 +131,18 @@ nft -sa list ruleset | cmp - /box/before && echo 'the same'
     assert 'comment "later"' in written(tmp_path, "witness")
     (generation,) = json.loads(written(tmp_path, "history"))
     assert generation["confirmed"]
+
+
+@pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy"])
+def test_iptables_at_boot(tmp_path: Path, backend: str) -> None:
+    """Within the sandbox of the unit; and back after nftables.service has flushed everything (legacy it cannot)."""
+    scenario = """
+look boot
+systemctl restart nftables.service; look restarted
+"""
+    out = told(tmp_path, prepare(FILE, f'[settings]\nbackend = "{backend}"\n{WEB}'), scenario)
+    assert out == ["boot: active 8080 8080", "restarted: active 8080 8080"]
+    assert ("REDIRECTOR-IN" in written(tmp_path, "witness")) == (backend == "iptables-nft")
 
 
 def test_a_broken_file_fails_loudly_and_the_last_confirmed_generation_is_in_force(tmp_path: Path) -> None:

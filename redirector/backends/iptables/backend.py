@@ -23,9 +23,9 @@ from redirector.backends.iptables.save import Unparsable
 from redirector.backends.iptables.script import Unspeakable, script
 from redirector.backends.place import Place
 from redirector.errors import NotPermitted, OutcomeUnknown, RedirectorError, Refused, Unavailable, printable
-from redirector.model import FAMILIES, Ruleset
+from redirector.model import DEFAULT_PRIORITY, FAMILIES, Ruleset
 from redirector.plan import Step, perform
-from redirector.program import PORTS, Program
+from redirector.program import Program
 
 CAP_NET_ADMIN = 12  # linux/capability.h
 CAP_NET_RAW = 13  # which the legacy variant needs for its socket
@@ -49,6 +49,7 @@ class IptablesBackend:
         self._home = _namespace()
         self._saved: reading.Saved = {}
         self._program: Program | None = None
+        self._written: tuple[Program | None, dict[str, rules.Tables]] = None, {}
 
     def close(self) -> None:
         self._place.close()
@@ -66,8 +67,15 @@ class IptablesBackend:
         self._require()
         saved = self._read()
         foreign = reading.foreign_reason(saved)
-        self._saved, self._program = saved, Program({}, {}) if foreign else reading.decode(saved)
-        return Snapshot(self._program, 0, foreign, reading.counters(saved))
+        self._saved, self._program = saved, Program({}, {}) if foreign else self._decoded(saved)
+        return Snapshot(self._program, 0, foreign, reading.counters(saved, self._program))
+
+    def _decoded(self, saved: reading.Saved) -> Program | None:
+        """As `reading.decode`. What is, word for word, what was written last needs no decoding."""
+        program, tables = self._written
+        if program is not None and reading.held(saved) == tables and not reading.displaced(saved):
+            return program
+        return reading.decode(saved)
 
     def check(self, steps: Iterable[Step]) -> None:
         for family, text in self._texts(perform(self._program, steps)).items():
@@ -113,24 +121,23 @@ class IptablesBackend:
         self._speakable(program)
         ours = reading.held(self._saved)
         try:
-            texts = {f: script(self._saved[f], ours[f], rules.encode(program, f)) for f in self._families}
+            wanted = rules.encoded(program, self._families)
+            texts = {f: script(self._saved[f], ours[f], wanted[f]) for f in self._families}
+            self._written = program, wanted
         except Unspeakable as error:
             message = f"a rule that others made leads to our chains, and cannot be taken away: {printable(str(error))}"
             raise Refused(message, f"delete it by hand: {self.name} -t nat -D …") from None
         return {family: text for family, text in texts.items() if text}
 
     def _speakable(self, program: Program | None) -> None:
-        """Raises Refused for IPv6 where the kernel has none."""
-        if program is None or "ipv6" in self._families:
+        """Raises Refused for what cannot be said here: a priority (old generations may have one), and IPv6 where the
+        kernel has none."""
+        if program is None:
             return
-        for found in program.maps.values():
-            for _, mapping in found.entries.values() if found.kind == PORTS else ():
-                if len(rules.encode(program, "ipv6")["nat"]) > 1:
-                    raise Refused(
-                        f"{mapping}: this kernel has no IPv6, and {self.name} cannot load its rules",
-                        'say family = "ipv4"',
-                    )
-                return
+        if any(c.hook.priority != DEFAULT_PRIORITY for c in program.chains.values() if c.hook and c.hook.type == "nat"):
+            raise Refused(f"{self.name} knows no priorities", "leave priority out of the settings")
+        if "ipv6" not in self._families and len(rules.encode(program, "ipv6")["nat"]) > 1:
+            raise Refused(f"this kernel has no IPv6, and {self.name} cannot load rules for it", 'say family = "ipv4"')
 
     def _read(self) -> reading.Saved:
         try:

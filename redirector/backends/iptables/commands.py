@@ -1,17 +1,19 @@
 """iptables-save and iptables-restore, of both variants and both families, run as children.
 
 By absolute path, with a fixed environment, in bounded time. What they are told comes by standard input, never by the
-command line. A child that writes inherits the descriptors that are meant to be inherited: the lock of the state folder
-(see `store`). So where this process is killed, nobody else writes before its last child has ended.
+command line.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 from collections.abc import Iterable
+from typing import BinaryIO, Self
 
+from redirector import store
 from redirector.backends.iptables import save
 from redirector.backends.iptables.save import SavedTable
 from redirector.errors import Refused, TryAgain, Unavailable, printable
@@ -56,13 +58,12 @@ def read(variant: str, families: Iterable[str]) -> dict[str, dict[str, SavedTabl
     is asked twice, and has to print as many lines both times.
     """
     programs = {family: find(variant, family, "save") for family in families}
-    asked = [f for f in programs if variant != "legacy" or _loaded(f)] * (2 if variant == "nft" else 1)
+    wanted = [family for family in programs if variant != "legacy" or _loaded(family)] * (2 if variant == "nft" else 1)
     for _ in range(READINGS):
         with contextlib.ExitStack() as stack:
-            children = [(family, stack.enter_context(_child([programs[family], "-c"]))) for family in asked]
-            told = [(family, _finish(child)) for family, child in children]
-        lines = {(family, text.count("\n")) for family, text in told}
-        if len(lines) <= len(programs):
+            children = [stack.enter_context(_Child([programs[family], "-c"])) for family in wanted]
+            told = [(family, child.finish()) for family, child in zip(wanted, children, strict=True)]
+        if len({(family, text.count("\n")) for family, text in told}) <= len(programs):
             texts = dict(told)
             return {f: save.parse(texts[f].split("\n")) if f in texts else {} for f in programs}
     raise TryAgain("others keep changing the rules while they are read", "try again in a moment")
@@ -73,8 +74,8 @@ def restore(variant: str, family: str, text: str, *, test: bool = False) -> None
     options = ["--noflush", "--counters", "--wait", str(LOCK_SECONDS), *(["--test"] if test else [])]
     path = find(variant, family, "restore")
     try:
-        with _child([path, *options], heir=True) as child:
-            _finish(child, text)
+        with _Child([path, *options], text) as child:
+            child.finish()
     except Failed as error:
         holder = _lock_holder() if variant == "legacy" and error.code == RESOURCE else ""
         if holder:
@@ -85,30 +86,56 @@ def restore(variant: str, family: str, text: str, *, test: bool = False) -> None
         raise
 
 
-def _child(argv: list[str], *, heir: bool = False) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        argv,
-        stdin=pipe,
-        stdout=pipe,
-        stderr=pipe,
-        env=ENVIRONMENT,
-        cwd="/",
-        encoding="utf-8",
-        errors="surrogateescape",
-        close_fds=not heir,
-    )
+class _Child:
+    """A program that runs. What it is told and tells is in files in memory: pipes take half a kilobyte a turn."""
+
+    def __init__(self, argv: list[str], text: str = "") -> None:
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(open(os.memfd_create(name), "w+b")) for name in ("in", "out", "error")]
+            told, self._out, self._error = files
+            told.write(text.encode("utf-8", "surrogateescape"))
+            told.seek(0)
+            self._argv = argv
+            self._process = subprocess.Popen(
+                argv,
+                stdin=told,
+                stdout=self._out,
+                stderr=self._error,
+                env=ENVIRONMENT,
+                cwd="/",
+                # If we are killed, it may still commit: until it has ended, none of ours may begin.
+                pass_fds=store.held(),
+            )
+            self._files = stack.pop_all()
+
+    def finish(self) -> str:
+        """What it has printed. Raises Failed, Refused where it does not end."""
+        # Not wait() with a time: that asks again and again, up to 50 ms apart.
+        descriptor = os.pidfd_open(self._process.pid)
+        try:
+            if not select.select([descriptor], [], [], SECONDS)[0]:
+                raise Refused(f"{printable(self._argv[0])} did not end within {SECONDS:.0f} s", "try again")
+        finally:
+            os.close(descriptor)
+        code = self._process.wait()
+        if code:
+            raise Failed(self._argv[0], code, printable(" ".join(_content(self._error).split())[:300]))
+        return _content(self._out)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """One that still runs is ended: nobody would hear what it has to say."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._files.close()
 
 
-def _finish(child: subprocess.Popen[str], text: str = "") -> str:
-    try:
-        told, complaint = child.communicate(text, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        raise Refused(f"{printable(str(child.args))} did not end within {SECONDS:.0f} s", "try again") from None
-    if child.returncode:
-        raise Failed(str(child.args[0]), child.returncode, printable(" ".join(complaint.split())[:300]))  # type: ignore[index]
-    return told
+def _content(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "surrogateescape")
 
 
 def _loaded(family: str) -> bool:

@@ -11,6 +11,7 @@ write, and nothing that we did not write can pass for ours.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 from redirector import naming
@@ -66,7 +67,7 @@ def decode(saved: Saved) -> Program | None:
     if not any(chains for tables in ours.values() for chains in tables.values()):
         return None
     guess = _guess(ours)
-    wanted = {family: rules.encode(guess, family) for family in ours}
+    wanted = rules.encoded(guess, ours)
     damage = [found for family in ours for found in _damage(family, wanted[family], ours[family], saved[family])]
     return guess._replace(damage=tuple(damage))
 
@@ -90,15 +91,15 @@ def _possible(text: str) -> bool:
     return text == rules.KEEP or leads_to_us(text) or _translation(text) is not None or _refusal(text) is not None
 
 
-def counters(saved: Saved) -> dict[str, tuple[int, int]]:
+def counters(saved: Saved, program: Program | None) -> dict[str, tuple[int, int]]:
     """(packets, bytes) by counter: those of all rules of a mapping's ports together."""
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, tuple[int, int]] = dict.fromkeys(program.counters if program else (), (0, 0))
     for tables in saved.values():
         for chain, kept in tables.get("nat", SavedTable({}, {})).rules.items():
             if not chain.startswith(rules.PREFIX):
                 continue
             for rule in kept:
-                mapping = commented(rule.text)
+                mapping = commented(rule.text) if rule.packets else ""
                 if mapping:
                     packets, size = found.get(naming.counter(mapping), (0, 0))
                     found[naming.counter(mapping)] = (packets + rule.packets, size + rule.bytes)
@@ -159,7 +160,9 @@ def _walk(chains: rules.Chains, name: str, side: str, family: str, scope: Scope,
             continue
         condition, jumps, target_name = text.rpartition("-j ")
         if jumps and target_name.startswith(rules.PREFIX):
-            inner = scope if condition.startswith("-p ") else _narrower(scope, condition.split(), side, family)
+            # A branch of a tree of ports, or what both sides share, is in the same scope.
+            same = target_name == rules.ALL or condition.startswith("-p ")
+            inner = scope if same else _narrower(scope, condition.split(), side, family)
             if inner is not None:
                 yield from _walk(chains, target_name, side, family, inner, depth + 1)
 
@@ -192,6 +195,7 @@ def _span(text: str, mark: str) -> tuple[int, int] | None:
     return (low, high) if 0 <= low <= high else None
 
 
+@lru_cache(1 << 17)  # of both families together; both sides have mostly the same
 def _translation(text: str) -> tuple[int, int, int, str, int, int, str] | None:
     """(protocol, first, last, mapping, first target, step between targets, rewrite) of a rule of ports."""
     found = text.split(" ")
@@ -282,17 +286,29 @@ def _before(saved: dict[str, SavedTable], table: str, chain: str) -> list[SavedR
     return kept[:first]
 
 
+def displaced(saved: Saved) -> bool:
+    """Whether a rule of others stands before a jump of ours."""
+    return any(_before(tables, *place) for tables in saved.values() for place in rules.BUILTIN)
+
+
 def _rules_damage(
     place: str, expected: list[str], found: list[str], chains: rules.Chains, chain: str
 ) -> Iterator[Damage]:
-    serves = _serves(chains, [chain])
     gone, new = _without(expected, found), _without(found, expected)
     for text in gone:
-        yield Damage("add", f"{place}: a rule is missing: {text}", serves)
+        yield Damage("add", f"{place}: a rule is missing: {text}", _behind(text, chain, chains))
     for text in new:
-        yield Damage("remove", f"{place}: a rule is not ours, or stands here twice: {text}", serves)
+        words = f"{place}: a rule is not ours, or stands here twice: {printable(text)}"
+        yield Damage("remove", words, _behind(text, chain, chains))
     if not gone and not new:
-        yield Damage("change", f"{place}: the rules are in another order", serves)
+        yield Damage("change", f"{place}: the rules are in another order", _serves(chains, [chain]))
+
+
+def _behind(text: str, chain: str, chains: rules.Chains) -> tuple[str, ...]:
+    """The mappings that a rule is about; of one that is nothing of ours, all that are served by its chain."""
+    if commented(text):
+        return (commented(text),)
+    return _serves(chains, [text.rpartition("-j ")[2] if leads_to_us(text) else chain])
 
 
 def _without(texts: Iterable[str], others: Iterable[str]) -> list[str]:

@@ -16,6 +16,8 @@ the one chain that it is in.
 
 The guards of exclusive mappings are in the filter table, which iptables changes apart from nat.
 
+What counts for both sides alike and everybody is in one chain, REDIRECTOR-ALL, that -IN and -OUT end with.
+
 Chains are named by a digest of what they are for: iptables has room for 28 characters. What a chain means is told by
 the way to it, never by its name (see `reading`).
 """
@@ -23,8 +25,11 @@ the way to it, never by its name (see `reading`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
+from operator import or_
 from zlib import adler32, crc32
 
+from redirector import naming
 from redirector.model import PROTOCOLS, Ports
 from redirector.program import (
     Dispatch,
@@ -42,6 +47,7 @@ from redirector.records import NamedTuple
 
 PREFIX = "REDIRECTOR-"
 TOP = {"arriving": f"{PREFIX}IN", "own": f"{PREFIX}OUT"}  # by chain of the Program
+ALL = f"{PREFIX}ALL"
 GUARD = f"{PREFIX}GUARD"
 LOCAL = "-m addrtype --dst-type LOCAL -j "
 GUARDED = f"! -i lo -m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j {GUARD}"
@@ -68,18 +74,28 @@ class Item(NamedTuple):
 
 def encode(program: Program | None, family: str) -> Tables:
     """The rules for one family, in the words and the order in which iptables-save has them."""
-    tables: Tables = {"nat": {}, "filter": {}}
-    if program is not None and program.chains:
-        tables["nat"] = _Nat(program, family).chains
-        tables["filter"] = _guards(program, family)
-    return tables
+    return encoded(program, (family,))[family]
+
+
+def encoded(program: Program | None, families: Iterable[str]) -> dict[str, Tables]:
+    """The rules for each family: see `encode`. What is the same in all of them is made once."""
+    found: dict[str, Tables] = {family: {"nat": {}, "filter": {}} for family in families}
+    items: _Items = {}
+    for family, tables in found.items():
+        if program is not None and program.chains:
+            tables["nat"] = _Nat(program, family, items).chains
+            tables["filter"] = _guards(program, family)
+    return found
+
+
+_Items = dict[tuple[tuple[str, ...], ...], list[Item]]  # by the maps that they are made from
 
 
 class _Nat:
     """The nat table: `chains`."""
 
-    def __init__(self, program: Program, family: str) -> None:
-        self.program, self.family = program, family
+    def __init__(self, program: Program, family: str, items: _Items) -> None:
+        self.program, self.family, self._items = program, family, items
         self.chains: Chains = {}
         self._any = False
         for base, chain in (("prerouting", "arriving"), ("output", "own")):
@@ -98,13 +114,43 @@ class _Nat:
                 looked_up.append(rule)
             else:
                 texts += [f"{condition} -j {chain}".lstrip() for condition, chain in self._jumps(rule) if chain]
-        items = _ports(self.program, looked_up, self.family)
+        shared = [rule for rule in looked_up if name in TOP and naming.serves_both(rule.map)]
+        items = self._ports(rule for rule in looked_up if rule not in shared)
         if not (texts or items) and name not in TOP:
             return ""
         self._any = self._any or bool(items)
         own = TOP.get(name) or named(name)
         self.chains[own] = texts + tree(own, items, self.chains)
+        if shared:
+            self._share(own, shared)
         return own
+
+    def _share(self, own: str, shared: list[Translate]) -> None:
+        """Let a top chain end with what both of them lead to."""
+        if ALL not in self.chains:
+            items = self._ports(shared)
+            if not items:
+                return
+            self._any = True
+            self.chains[ALL] = tree(ALL, items, self.chains)
+        self.chains[own].append(f"-j {ALL}")
+
+    def _ports(self, looked_up: Iterable[Translate]) -> list[Item]:
+        """The rules of ports of these rules of a Program. That a mapping stands in one map for both families or in one
+        for each is all the same here, and so maps of one form are taken together."""
+        maps: dict[str, list[str]] = {}
+        for rule in looked_up:
+            if rule.family in ("", self.family):
+                maps.setdefault(rule.rewrite, []).append(rule.map)
+        known = tuple((rewrite, *names) for rewrite, names in maps.items())
+        if known not in self._items:
+            entries = {
+                rewrite: reduce(or_, (self.program.maps[name].entries for name in names))
+                for rewrite, names in maps.items()
+            }
+            found = (item for rewrite, some in entries.items() for item in _translations(rewrite, some))
+            self._items[known] = sorted(found)
+        return self._items[known]
 
     def _jumps(self, rule: Rule) -> Iterator[tuple[str, str]]:
         """(condition, chain) of each jump that a rule of a Program stands for."""
@@ -121,18 +167,6 @@ class _Nat:
                 option, length = ("-s", prefix) if field == "source" else ("-d", 128 if family == "ipv6" else 32)
                 for key, value in sorted(self.program.maps[found].entries.items()):
                     yield f"{option} {key}/{length}", self._chain(value[0])
-
-
-def _ports(program: Program, looked_up: Iterable[Translate], family: str) -> list[Item]:
-    """The rules of ports of one chain. Maps of one form are taken together: that a mapping stands in one for both
-    families or in one for each is all the same here."""
-    entries: dict[str, Entries] = {}
-    for rule in looked_up:
-        if rule.family in ("", family):
-            known = entries.get(rule.rewrite)
-            found = program.maps[rule.map].entries
-            entries[rule.rewrite] = found if known is None else known | found
-    return sorted(item for rewrite, found in entries.items() for item in _translations(rewrite, found))
 
 
 def _translations(rewrite: str, entries: Entries) -> Iterator[Item]:
