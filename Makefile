@@ -40,6 +40,7 @@ test: setup
 # The commands killed, and failing, at every system call that matters: some minutes. A sample is part of `make test`.
 faults: setup
 	$(VENV)/bin/python -m tests.kernel.faults
+	$(VENV)/bin/python -m tests.kernel.faults_children
 
 # 200,000 damaged mapping files and netlink answers: some minutes. A sample is part of `make test`.
 fuzz: setup

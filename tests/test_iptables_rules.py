@@ -1,10 +1,13 @@
 """A Program as rules of iptables, and back. Real kernels come in tests/kernel."""
 
+import re
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from redirector.backends.iptables import reading, rules
 from redirector.backends.iptables.save import SavedRule, SavedTable
+from redirector.backends.iptables.script import script
 from redirector.compile import compile_ruleset
 from redirector.model import FAMILIES, Ruleset, Settings
 from redirector.plan import make_plan, perform
@@ -86,3 +89,50 @@ def test_what_updates_lead_to_is_written_as_what_is_new(before: Ruleset, after: 
     reached = perform(old, make_plan(new, old).steps)
     for family in FAMILIES:
         assert rules.encode(reached, family) == rules.encode(new, family)
+
+
+def restored(tables: dict[str, SavedTable], text: str) -> rules.Tables:
+    """What iptables-restore --noflush makes of the tables."""
+    found = {name: {c: [rule.text for rule in kept] for c, kept in t.rules.items()} for name, t in tables.items()}
+    chains: rules.Chains = {}
+    for line in text.splitlines():
+        words = re.sub(r"^\[\d+:\d+\] ", "", line).split(" ", 3)
+        match words:
+            case [mark, *_] if mark.startswith("*"):
+                chains = found[mark[1:]]
+            case [name, "-", "[0:0]"]:
+                chains[name[1:]] = []
+            case ["-A", name, *_]:
+                chains[name].append(line.partition(f"-A {name} ")[2])
+            case ["-I", name, at, rest]:
+                chains.setdefault(name, []).insert(int(at) - 1, rest)
+            case ["-D", name, at] if at.isdigit():
+                del chains[name][int(at) - 1]
+            case ["-D", name, *_]:
+                chains[name].remove(line.partition(f"-D {name} ")[2])
+            case ["-X", name]:
+                assert chains.pop(name) == []
+            case _:
+                assert words == ["COMMIT"]
+    return {name: {c: texts for c, texts in chains.items() if texts} for name, chains in found.items()}
+
+
+@given(rulesets(), rulesets())
+def test_the_script_leads_from_one_to_the_other(before: Ruleset, after: Ruleset) -> None:
+    found = saved(compiled(before))
+    for family in FAMILIES:
+        wanted = rules.encode(compiled(after), family)
+        text = script(found[family], reading.held(found)[family], wanted)
+        told = {name: {c: texts for c, texts in chains.items() if texts} for name, chains in wanted.items()}
+        assert restored(found[family], text) == told
+
+
+def test_a_chain_that_differs_a_little_is_not_written_anew() -> None:
+    ports = [mapping(f"m{i}", str(1000 + 3 * i), "9") for i in range(40)]
+    found = saved(compiled(Ruleset(tuple(ports))))
+    changed = Ruleset((*ports[:7], ports[7]._replace(to=ports[8].to, name="new"), *ports[8:-1]))
+    wanted = rules.encode(compiled(changed), "ipv4")
+    text = script(found["ipv4"], reading.held(found)["ipv4"], wanted)
+    assert [line[:22] for line in text.splitlines() if "-IN" in line] == [
+        "-D REDIRECTOR-IN 40", "-D REDIRECTOR-IN 8", "-I REDIRECTOR-IN 8 -p ",
+    ]  # fmt: skip

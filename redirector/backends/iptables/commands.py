@@ -23,6 +23,7 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 LOCK = "/run/xtables.lock"  # XT_LOCK_NAME, iptables/xshared.h
 LOCK_SECONDS = 5  # for another's command; ours takes a part of a second
 SECONDS = 60.0  # for one child: what takes longer hangs
+READINGS = 5
 TABLES = ("nat", "filter")
 PROGRAMS = {"ipv4": "iptables", "ipv6": "ip6tables"}
 # Tables that the legacy variant has loaded; listing any other would load it.
@@ -51,13 +52,21 @@ def find(variant: str, family: str, verb: str) -> str:
 
 
 def read(variant: str, families: Iterable[str]) -> dict[str, dict[str, SavedTable]]:
-    """The nat and filter tables of each family, with counters. Raises Failed, Unavailable, save.Unparsable."""
+    """The nat and filter tables of each family, with counters. Raises Failed, Unavailable, save.Unparsable, TryAgain.
+
+    Where the kernel refuses it an answer, iptables-nft-save prints less, and tells of no error (seen with 1.8.9). So it
+    is asked twice, and has to print as many lines both times.
+    """
     programs = {family: find(variant, family, "save") for family in families}
-    wanted = [family for family in programs if variant != "legacy" or _loaded(family)]
-    with contextlib.ExitStack() as stack:
-        children = [stack.enter_context(_Child([programs[family], "-c"])) for family in wanted]
-        told = {family: child.finish() for family, child in zip(wanted, children, strict=True)}
-    return {f: save.parse(told[f].split("\n")) if f in told else {} for f in programs}
+    wanted = [family for family in programs if variant != "legacy" or _loaded(family)] * (2 if variant == "nft" else 1)
+    for _ in range(READINGS):
+        with contextlib.ExitStack() as stack:
+            children = [stack.enter_context(_Child([programs[family], "-c"])) for family in wanted]
+            told = [(family, child.finish()) for family, child in zip(wanted, children, strict=True)]
+        if len({(family, text.count("\n")) for family, text in told}) <= len(programs):
+            texts = dict(told)
+            return {f: save.parse(texts[f].split("\n")) if f in texts else {} for f in programs}
+    raise TryAgain("others keep changing the rules while they are read", "try again in a moment")
 
 
 def restore(variant: str, family: str, text: str, *, test: bool = False) -> None:
