@@ -70,12 +70,12 @@ class Entry(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """`exclusive` holds the names of mappings whose targets are guarded."""
+    """`exclusive` holds the names of mappings whose targets are guarded, each with the family that it is for."""
 
     entries: list[Entry]
     left: list[Leftover]
     hints: list[str]
-    exclusive: set[str]
+    exclusive: set[tuple[str, str]]
 
     @classmethod
     def none(cls) -> Findings:

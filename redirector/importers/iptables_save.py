@@ -151,12 +151,12 @@ def _declared(rules: dict[str, list[tuple[str, int]]], named: set[str]) -> Itera
         yield from kept
 
 
-def _guards(filters: chains.Chains, family: str) -> tuple[set[str], list[Leftover]]:
+def _guards(filters: chains.Chains, family: str) -> tuple[set[tuple[str, str]], list[Leftover]]:
     """The names of mappings whose targets our chain in the filter table guards, and rules there that are not ours."""
     from redirector.backends.iptables.rules import GUARD, GUARDED, PREFIX
 
     left: list[Leftover] = []
-    names: set[str] = set()
+    names: set[tuple[str, str]] = set()
     pending = [GUARD] if any(line.place.text == f"-A INPUT {GUARDED}" for line in filters.get("INPUT", ())) else []
     seen: set[str] = set()
     while pending:
@@ -172,7 +172,7 @@ def _guards(filters: chains.Chains, family: str) -> tuple[set[str], list[Leftove
             if rule.verdict.startswith(PREFIX):
                 pending.append(rule.verdict)
             elif rule.verdict == "REJECT" and rule.comment:
-                names.add(rule.comment)
+                names.add((rule.comment, family))
             else:
                 left.append(Leftover(line.place, "not a guard of a mapping"))
         seen.add(chain)

@@ -25,6 +25,7 @@ from redirector.model import (
     Ruleset,
     Scope,
     Settings,
+    family_problems,
     ruleset_problems,
 )
 from redirector.records import NamedTuple
@@ -46,8 +47,8 @@ def merge(findings: Findings) -> Imported:
     entries, left, hints = settle(findings.entries)
     groups: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
-        named = re.fullmatch(NAME, entry.name)
-        groups.setdefault((entry.name,) if named else entry.group, []).append(entry)
+        valid = re.fullmatch(NAME, entry.name)
+        groups.setdefault((entry.name,) if valid else entry.group, []).append(entry)
     reserved = {str(group[0]) for group in groups if len(group) == 1}
     mappings: list[Mapping] = []
     places: list[Place] = []
@@ -60,14 +61,27 @@ def merge(findings: Findings) -> Imported:
                 if not (name and wanted not in {m.name for m in mappings}):
                     wanted = _free(wanted, reserved)
                     reserved.add(wanted)
-                exclusive = name in findings.exclusive
-                mappings.append(mapping._replace(name=wanted, exclusive=exclusive, comment=comment))
+                named = mapping._replace(name=wanted, comment=comment)
+                mappings.append(_guarded(named, {f for of, f in findings.exclusive if of == name}))
                 places.append(found[0].place)
     ruleset, refused = _valid(mappings, places)
-    lost = sorted(findings.exclusive - {m.name for m in ruleset.mappings})
+    lost = sorted({name for name, _ in findings.exclusive} - {m.name for m in ruleset.mappings})
     hints += [f"{name} is guarded, but nothing leads there: a guard is part of a mapping" for name in lost]
     hints += _told(ruleset, entries)
     return Imported(ruleset, tuple(findings.left + left + refused), tuple(findings.hints + hints))
+
+
+def _guarded(mapping: Mapping, families: set[str]) -> Mapping:
+    """The mapping, exclusive where its target is guarded for these families."""
+    if len(families) == 1 and mapping.family == "both" and not mapping.address:
+        # Its sources may leave the family open where the guard, which knows no sources, does not.
+        narrow = mapping._replace(family=next(iter(families))) if _may_be(mapping, families) else mapping
+        mapping = narrow if _cells(narrow) == _cells(mapping) else mapping
+    return mapping._replace(exclusive=bool(families))
+
+
+def _may_be(mapping: Mapping, families: set[str]) -> bool:
+    return not any(family_problems(next(iter(families)), mapping.address, mapping.source))
 
 
 def _derived(mapping: Mapping) -> str:

@@ -187,7 +187,8 @@ def span(text: str, mark: str, protocol: str = "") -> Ports:
     """Ports from "80" or "80:89", whatever the mark. Raises Beyond."""
     first, several, last = text.partition(mark)
     if several and mark == ":":
-        first, last = first or "1", last or "65535"
+        # No mapping has port 0; our own trees of ranges begin there.
+        first, last = first.lstrip("0") or "1", last or "65535"
     found = Ports(number(first, protocol), number(last if several else first, protocol))
     if found.first > found.last:
         raise Beyond(f"{printable(text[:40])} ends before it starts")
