@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +14,7 @@ from redirector.importers import KINDS
 from redirector.model import FAMILIES
 
 if TYPE_CHECKING:
-    pass
+    from redirector.importers import Imported, Text
 
 INCOMPLETE = 2
 
@@ -67,7 +69,7 @@ def _inputs(
 
     if len(families) > 1 and len(families) != len(files):
         raise Usage(f"--family stands {len(families)} times for {len(files)} files", "say it once, or for each file")
-    found = [("docker", Text("", spec)) for spec in publish]
+    found = [("docker", Text("", "\n".join(publish)))] if publish else []
     if kind == "live" and files:
         raise Usage("the live tables are in no file", "leave FILE out, or --from live")
     if not files and not publish:

@@ -86,10 +86,12 @@ class _Walker:
         """A rule of a chain that many ways lead to is parsed once."""
         known = self._parsed.get((chain, index))
         if known is None:
+            words = line.words()
             try:
-                known = rules.parse(line.words(), self.family)
+                known = rules.parse(words, self.family)
             except Beyond as beyond:
-                known = str(beyond)
+                # Of a container's published port this is what people want to know first.
+                known = rules.TO_ANOTHER if rules.leads_elsewhere(words) else str(beyond)
             self._parsed[chain, index] = known
         if isinstance(known, str):
             raise Beyond(known)

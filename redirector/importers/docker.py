@@ -17,7 +17,7 @@ from redirector.model import ARRIVING, FAMILIES, OWN, PROTOCOLS, Ports, Scope
 from redirector.values import address
 
 SPEC = re.compile(
-    r"(?:(?P<ip>\[[0-9a-fA-F:.]+\]|[0-9.]+|[0-9a-fA-F:]*::[0-9a-fA-F:]*):)?"
+    r"(?:(?P<ip>\[[0-9a-fA-F:.]+\]|[0-9]+\.[0-9.]+|::):)?"
     r"(?:(?P<host>[0-9]+(?:-[0-9]+)?)?:)?(?P<container>[0-9]+(?:-[0-9]+)?)(?:/(?P<protocol>\w+))?"
 )
 HINT = (

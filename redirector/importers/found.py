@@ -30,6 +30,10 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         return f"line {self.line}" if self.line else self.text
 
+    def beside(self, other: Place) -> str:
+        """In words, for somebody who looks at another place."""
+        return str(self) if self.file == other.file else f"{self.file} {self}"
+
 
 class Leftover(NamedTuple):
     """Something that the mapping file does not say, and why."""

@@ -68,7 +68,9 @@ def merge(findings: Findings) -> Imported:
     lost = sorted({name for name, _ in findings.exclusive} - {m.name for m in ruleset.mappings})
     hints += [f"{name} is guarded, but nothing leads there: a guard is part of a mapping" for name in lost]
     hints += _told(ruleset, entries)
-    return Imported(ruleset, tuple(findings.left + left + refused), tuple(findings.hints + hints))
+    files = list(dict.fromkeys([*(e.place.file for e in findings.entries), *(e.place.file for e in findings.left)]))
+    out = sorted(findings.left + left + refused, key=lambda found: (files.index(found.place.file), found.place.line))
+    return Imported(ruleset, tuple(out), tuple(findings.hints + hints))
 
 
 def _guarded(mapping: Mapping, families: set[str]) -> Mapping:

@@ -42,7 +42,8 @@ def settle(entries: list[Entry]) -> tuple[list[Entry], list[Leftover], list[str]
                 _without(left, spans, crossing)
                 other = next((entries[i] for i in crossing if i in keeping), None)
                 if other and not why:
-                    why = f"{other.place} comes before it where both match; a mapping file would have it the other way"
+                    first = other.place.beside(entry.place)
+                    why = f"{first} comes before it where both match; a mapping file would have it the other way"
         hidden = [(p.first, p.last, i) for i, other in passing if _hides(other, entry) for p in other.ports]
         for span in hidden:
             left = _without(left, [span], takers)
@@ -51,7 +52,7 @@ def settle(entries: list[Entry]) -> tuple[list[Entry], list[Leftover], list[str]
             if not left:
                 other = entries[takers[0]]
                 same = all(_same(entries[i], entry) for i in takers)
-                fate = (f"never reached: {other.place} takes it", not same)
+                fate = (f"never reached: {other.place.beside(entry.place)} takes it", not same)
             elif not why:
                 keeping.add(index)
                 kept.append(entry._replace(ports=tuple(left)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from redirector.errors import printable
 from redirector.importers.found import EVERY_PORT, Beyond, Target
@@ -244,6 +245,11 @@ def target(rule: Rule) -> Target:
     if ports[0].first < start or ports[-1].last - start >= targets.size:
         raise Beyond("there are fewer targets than ports")
     return Target("port", targets.first - start, True)
+
+
+def leads_elsewhere(words: Sequence[str]) -> bool:
+    """Whether a rule has a target on another address."""
+    return any(a == "--to-destination" and not b.startswith(":") for a, b in pairwise(words))
 
 
 def _within(targets: Ports, ports: tuple[Ports, ...], rewrite: str) -> Target:
