@@ -152,12 +152,11 @@ def _cover(piece: _Piece, protocols: tuple[str, ...], cells: frozenset[Cell]) ->
     if whole:
         yield whole
         return
-    for family in FAMILIES:  # where each family has something of its own
-        part = frozenset(cell for cell in cells if cell[2] == family)
-        whole = _one(piece, protocols, part) if part and part != cells else None
-        if whole:
-            yield whole
-            cells -= part
+    parts = (frozenset(cell for cell in cells if cell[2] == family) for family in FAMILIES)
+    each = [_one(piece, protocols, part) for part in parts if part]
+    if len(each) > 1 and all(each):  # each family has something of its own
+        yield from filter(None, each)
+        return
     scopes: dict[tuple[str, Scope], set[Cell]] = {}
     for cell in sorted(cells):
         scopes.setdefault(cell[:2], set()).add(cell)
