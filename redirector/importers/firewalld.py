@@ -103,6 +103,7 @@ class _Zone:
                     found.append(_source(attributes))
             except Beyond as beyond:
                 self.left.append(Leftover(place, str(beyond)))
+        found.sort(key=lambda scope: not scope[1].source)  # firewalld looks at sources first
         return found if self.bound else [("", Scope())]
 
 

@@ -40,7 +40,8 @@ def settle(entries: list[Entry]) -> tuple[list[Entry], list[Leftover], list[str]
             elif known == "crosses" and entry.target and scope.specificity < entry.scope.specificity:
                 crossing: list[int] = []
                 _without(left, spans, crossing)
-                other = next((entries[i] for i in crossing if i in keeping), None)
+                rivals = (entries[i] for i in crossing if i in keeping)
+                other = next((e for e in rivals if e.target != entry.target), None)
                 if other and not why:
                     first = other.place.beside(entry.place)
                     why = f"{first} comes before it where both match; a mapping file would have it the other way"
