@@ -136,12 +136,13 @@ class _Walker:
             to = None
         ports = condition.ports or EVERY_PORT
         name = rule.comment if rule else ""
+        scope = condition.scope
+        if self.side == OWN and scope.source:
+            scope = scope._replace(interface="lo")  # without it a mapping's sources are those of what arrives
         transit = not (condition.local or condition.scope.address or condition.outgoing)
         for protocol in protocols:
             group = (protocol, ports, to)
-            found = Entry(
-                place, self.side, self.family, protocol, ports, to, condition.scope, name, transit, until, group
-            )
+            found = Entry(place, self.side, self.family, protocol, ports, to, scope, name, transit, until, group)
             self.entries.append(found)
 
     def _narrowed(self, outer: Condition, rule: Rule, chain: str) -> Condition | None:
@@ -181,7 +182,4 @@ class _Walker:
             return None
         if inner.outgoing not in ("", "lo", "+"):
             raise Beyond("a mapping takes connections to this host only")
-        # To a mapping the host's own connections are those on "lo"; that is needed where more narrows them.
-        if (ours and inner.outgoing) or (scope.source and not ours):
-            scope = scope._replace(interface="lo")
-        return scope
+        return scope._replace(interface="lo") if ours and inner.outgoing else scope

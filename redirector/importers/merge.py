@@ -50,6 +50,7 @@ def merge(findings: Findings) -> Imported:
         valid = re.fullmatch(NAME, entry.name)
         groups.setdefault((entry.name,) if valid else entry.group, []).append(entry)
     reserved = {str(group[0]) for group in groups if len(group) == 1}
+    used: set[str] = set()
     mappings: list[Mapping] = []
     places: list[Place] = []
     for group, found in groups.items():
@@ -57,10 +58,13 @@ def merge(findings: Findings) -> Imported:
         comment = "" if name or not found[0].name.isprintable() else found[0].name[:120]
         for piece, protocols, cells in _pieces(found):
             for mapping in _cover(piece, protocols, cells):
-                wanted = name or _derived(mapping)
-                if not (name and wanted not in {m.name for m in mappings}):
-                    wanted = _free(wanted, reserved)
-                    reserved.add(wanted)
+                if mapping is None:
+                    left.append(Leftover(found[0].place, "no mapping has such a scope"))
+                    continue
+                wanted = name if name not in used else ""
+                wanted = wanted or _free(name or _derived(mapping), reserved)
+                used.add(wanted)
+                reserved.add(wanted)
                 named = mapping._replace(name=wanted, comment=comment)
                 mappings.append(_guarded(named, {f for of, f in findings.exclusive if of == name}))
                 places.append(found[0].place)
@@ -146,8 +150,8 @@ def _start(ports: Ports, target: Target) -> int:
     return ports.first + target.first if target.shift else target.first
 
 
-def _cover(piece: _Piece, protocols: tuple[str, ...], cells: frozenset[Cell]) -> Iterator[Mapping]:
-    """Mappings whose claims together are exactly these cells; one if that can be."""
+def _cover(piece: _Piece, protocols: tuple[str, ...], cells: frozenset[Cell]) -> Iterator[Mapping | None]:
+    """Mappings whose claims together are exactly these cells; one if that can be. None: a part cannot be said."""
     whole = _one(piece, protocols, cells)
     if whole:
         yield whole
@@ -155,22 +159,19 @@ def _cover(piece: _Piece, protocols: tuple[str, ...], cells: frozenset[Cell]) ->
     parts = (frozenset(cell for cell in cells if cell[2] == family) for family in FAMILIES)
     each = [_one(piece, protocols, part) for part in parts if part]
     if len(each) > 1 and all(each):  # each family has something of its own
-        yield from filter(None, each)
+        yield from each
         return
     scopes: dict[tuple[str, Scope], set[Cell]] = {}
     for cell in sorted(cells):
         scopes.setdefault(cell[:2], set()).add(cell)
-    for part_cells in list(scopes.values()):
+    for (side, scope), part_cells in scopes.items():
         # The host's own connections belong to what arrives at the same address.
-        side, scope, _ = next(iter(part_cells))
         own = scopes.get((OWN, Scope("", scope.address, "")), set())
         if side == ARRIVING and own and _one(piece, protocols, frozenset(part_cells | own)):
             part_cells.update(own)
             own.clear()
     for part_cells in filter(None, scopes.values()):
-        whole = _one(piece, protocols, frozenset(part_cells))
-        if whole:
-            yield whole
+        yield _one(piece, protocols, frozenset(part_cells))
 
 
 def _one(piece: _Piece, protocols: tuple[str, ...], cells: Iterable[Cell]) -> Mapping | None:

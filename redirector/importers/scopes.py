@@ -43,11 +43,18 @@ def _both(one: str, other: str, covers: Callable[[str, str], bool]) -> str | Non
     return other if covers(one, other) else one if covers(other, one) else None
 
 
-@cache
 def network_covers(wide: str, narrow: str) -> bool:
-    """Whether all of a canonical network lies in the other; both of one family."""
-    one, other = ipaddress.ip_network(wide), ipaddress.ip_network(narrow)
-    return one.version == other.version and other.subnet_of(one)  # type: ignore[arg-type]
+    """Whether all of a canonical network lies in the other."""
+    version, base, length = _parsed(wide)
+    other, number, longer = _parsed(narrow)
+    return version == other and length <= longer and base == number >> (version - length) << (version - length)
+
+
+@cache
+def _parsed(network: str) -> tuple[int, int, int]:
+    """(bits of an address, the base as a number, prefix length)."""
+    found = ipaddress.ip_network(network)
+    return found.max_prefixlen, int(found.network_address), found.prefixlen
 
 
 def interface_covers(wide: str, narrow: str) -> bool:
