@@ -143,7 +143,7 @@ def test_what_one_mapping_cannot_say_becomes_several_of_distinct_names() -> None
         ("-p tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80", "other addresses"),
         ("! -i docker0 -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80", "other addresses"),
         ("! -s 10.0.0.0/8 -p tcp --dport 80 -j REDIRECT --to-ports 8080", "“not”"),
-        ("-p tcp --dport 80 -j REDIRECT --to-ports 8080-8090", "picks"),
+        ("-p tcp --dport 80 -j REDIRECT --to-ports 8080-8090", "first port that is free"),
         ("-p tcp --dport 80:99 -j DNAT --to-destination :8080-8089/80", "fewer"),
         ("-d 192.0.2.0/24 -p tcp --dport 80 -j REDIRECT --to-ports 8080", "single local addresses"),
         ("-j REDIRECT --to-ports 8080", "protocols"),

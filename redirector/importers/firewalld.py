@@ -141,7 +141,7 @@ def _entries(forward: _Forward, scopes: list[tuple[str, Scope]]) -> list[Entry]:
     elif targets.size == 1:
         target = Target("redirect", targets.first)
     else:
-        raise Beyond("the kernel picks any free port of such a range; a mapping goes one to one")
+        raise Beyond("of such a range the kernel takes the first port that is free; a mapping goes one to one")
     family, scope = _rich(forward.rule)
     found = []
     for zone_family, zone in scopes:

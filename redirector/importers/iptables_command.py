@@ -25,14 +25,14 @@ PASSED = ("-n", "-v", "--numeric", "--verbose", "-E", "-H")  # of iptables, or o
 def read(text: Text) -> Findings:
     """What the commands leave behind on a host that had no rules."""
     tables: dict[str, chains.Chains] = {}
-    left: list[Leftover] = []
+    left: dict[Place, str] = {}  # one reason is enough for a line
     for place in _lines(text):
         for part in _parts(place):
             try:
                 _carry_out(place, part, tables, text.family)
             except Beyond as beyond:
-                left.append(Leftover(place, str(beyond)))
-    found = Findings([], left, [], set())
+                left.setdefault(place, str(beyond))
+    found = Findings([], [Leftover(place, why) for place, why in left.items()], [], set())
     for family, nat in tables.items():
         found.add(chains.walk(nat, family))
     return found

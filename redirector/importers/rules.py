@@ -32,6 +32,7 @@ ALIASES = {
     "--to": "--to-destination",
     "--state": "--ctstate",
 }
+OPTIONS = {*ALIASES.values(), "--dst-type", "--comment", "-c"}
 FLAGS = ("-4", "-6", "--ipv4", "--ipv6", "--persistent")  # of which a mapping has nothing to say
 NUMBERS = {str(number): name for name, number in PROTOCOLS.items()}
 MATCHES = (*PROTOCOLS, "multiport", "addrtype", "comment", "conntrack", "state")
@@ -95,7 +96,6 @@ def parse(words: Sequence[str], family: str) -> Rule:
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(option, value) by its short name. Raises Beyond for what is not known, and for negations."""
-    known = {*ALIASES.values(), "--dst-type", "--comment", "--to-ports", "--to-destination", "-c"}
     left = list(reversed(words))
     while left:
         word = left.pop()
@@ -105,7 +105,7 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             continue
         name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
         name = ALIASES.get(name, name)
-        if name not in known:
+        if name not in OPTIONS:
             raise Beyond(f"a mapping cannot say {printable(word[:40])}")
         if not equals:
             if not left:
@@ -257,4 +257,4 @@ def _within(targets: Ports, ports: tuple[Ports, ...], rewrite: str) -> Target:
         return Target(rewrite, targets.first)
     if targets.first <= ports[0].first and ports[-1].last <= targets.last:
         return Target(rewrite, 0, True)  # the kernel leaves a port that is in the range alone
-    raise Beyond("the kernel picks any free port of such a range; a mapping goes one to one")
+    raise Beyond("of such a range the kernel takes the first port that is free; a mapping goes one to one")
