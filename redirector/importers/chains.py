@@ -18,7 +18,8 @@ from redirector.importers.scopes import narrowed
 from redirector.model import ARRIVING, OWN, PROTOCOLS, Ports, Scope
 from redirector.records import NamedTuple
 
-OURS = "REDIRECTOR"
+OURS = "REDIRECTOR-"
+ALL = "REDIRECTOR-ALL"  # what both sides share: the jump to it narrows nothing
 DEPTH = 64  # chains deep; iptables itself refuses loops, but a text may have one
 VISITS = 400_000  # rules, those of a chain counted for each way to it
 HOOKS = (("PREROUTING", ARRIVING), ("OUTPUT", OWN))
@@ -172,7 +173,7 @@ class _Walker:
         scope, ours = inner.scope, chain.startswith(OURS)
         if scope.source.endswith("/0") and not ours:
             scope = scope._replace(source="")
-        if ours and rule.verdict.startswith(OURS) and inner == Condition():
+        if ours and rule.verdict.startswith(OURS) and rule.verdict != ALL and inner == Condition():
             # How iptables-save has "-s 0.0.0.0/0".
             return Scope(source="::/0" if self.family == "ipv6" else "0.0.0.0/0")
         if self.side == ARRIVING:
