@@ -129,8 +129,8 @@ def test_what_one_mapping_cannot_say_becomes_several_of_distinct_names() -> None
     found = saved(
         "-A PREROUTING -p tcp --dport 80 -m comment --comment web -j REDIRECT --to-ports 8080",
         "-A PREROUTING -p tcp --dport 443 -m comment --comment web -j REDIRECT --to-ports 8443",
-        "-A PREROUTING -p tcp --dport 90 -s 10.0.0.0/8 -j REDIRECT --to-ports 9090",
         "-A PREROUTING -p tcp --dport 90 -i eth0 -j REDIRECT --to-ports 9090",
+        "-A PREROUTING -p tcp --dport 90 -s 10.0.0.0/8 -j REDIRECT --to-ports 9090",
         "-A PREROUTING -p tcp --dport 81 -m comment --comment web-2 -j REDIRECT --to-ports 8081",
     )
     assert [m.name for m in found.ruleset.mappings] == ["web", "web-3", "tcp-90", "tcp-90-2", "web-2"]
