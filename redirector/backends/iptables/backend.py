@@ -19,6 +19,7 @@ from collections.abc import Set as AbstractSet
 from redirector.backends.base import Snapshot
 from redirector.backends.iptables import commands, reading, rules
 from redirector.backends.iptables.commands import Failed
+from redirector.backends.iptables.damage import displaced
 from redirector.backends.iptables.save import Unparsable
 from redirector.backends.iptables.script import Unspeakable, script
 from redirector.backends.place import Place
@@ -73,7 +74,7 @@ class IptablesBackend:
     def _decoded(self, saved: reading.Saved) -> Program | None:
         """As `reading.decode`. What is, word for word, what was written last needs no decoding."""
         program, tables = self._written
-        if program is not None and reading.held(saved) == tables and not reading.displaced(saved):
+        if program is not None and reading.held(saved) == tables and not displaced(saved):
             return program
         return reading.decode(saved)
 

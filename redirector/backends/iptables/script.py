@@ -10,7 +10,8 @@ table is one transaction of the kernel's.
 
 from __future__ import annotations
 
-from redirector.backends.iptables import reading, rules
+from redirector.backends.iptables import rules
+from redirector.backends.iptables.damage import commented
 from redirector.backends.iptables.save import SavedRule, SavedTable
 
 # What may stand in a rule of somebody's that we take away again by its own text: jumps to our chains have no more.
@@ -49,7 +50,7 @@ def _table(name: str, saved: SavedTable | None, ours: rules.Chains, wanted: rule
         lines += [f"-D {chain} {at + 1}" for at in reversed(gone)]
         for at in new:
             text = wanted[chain][at]
-            count = counts.pop(reading.commented(text), None) if counts else None
+            count = counts.pop(commented(text), None) if counts else None
             where = f"-I {chain} {at + 1}" if chain in edits else f"-A {chain}"
             lines.append(f"[{count[0]}:{count[1]}] {where} {text}" if count else f"{where} {text}")
     lines += [f"-X {chain}" for chain in stale]
@@ -82,7 +83,7 @@ def _counts(going: list[SavedRule]) -> dict[str, tuple[int, int]]:
     """(packets, bytes) by mapping, of these rules together; none that are 0."""
     found: dict[str, tuple[int, int]] = {}
     for rule in going:
-        mapping = reading.commented(rule.text) if rule.packets else ""
+        mapping = commented(rule.text) if rule.packets else ""
         if mapping:
             packets, size = found.get(mapping, (0, 0))
             found[mapping] = (packets + rule.packets, size + rule.bytes)
