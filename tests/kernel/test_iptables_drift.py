@@ -40,14 +40,14 @@ class Tampering(NamedTuple):
 
 
 TAMPERINGS = (
-    Tampering("a rule deleted", f"-t nat -D REDIRECTOR-IN {WEB} :8080", "web", "tcp 80-81"),
-    Tampering("a rule edited", f"-t nat -D REDIRECTOR-IN {WEB} :8080; -t nat -A REDIRECTOR-IN {WEB} :22", ARRIVING,
+    Tampering("a rule deleted", f"-t nat -D REDIRECTOR-ALL {WEB} :8080", "web", "tcp 80-81"),
+    Tampering("a rule edited", f"-t nat -D REDIRECTOR-ALL {WEB} :8080; -t nat -A REDIRECTOR-ALL {WEB} :22", "web",
               "→ 22"),
     Tampering("a rule of a scope deleted", f"-t nat -D {{dns}} {TCP} 53 -m comment --comment dns -j DNAT "
               "--to-destination :5300", "dns", "tcp 53"),
-    Tampering("rules in another order", f"-t nat -D REDIRECTOR-IN {WEB} :8080; -t nat -I REDIRECTOR-IN 1 {WEB} :8080",
-              ARRIVING, "another order"),
-    Tampering("a rule doubled", f"-t nat -A REDIRECTOR-IN {WEB} :8080", ARRIVING, "stands here twice"),
+    Tampering("rules in another order", "-t nat -D REDIRECTOR-IN 1; "
+              "-t nat -A REDIRECTOR-IN -s {staff-source} -j {staff}", ARRIVING, "another order"),
+    Tampering("a rule doubled", f"-t nat -A REDIRECTOR-ALL {WEB} :8080", "web", "stands here twice"),
     Tampering("a rule added", "-t nat -I REDIRECTOR-IN 1 -p tcp --dport 80 -j ACCEPT", ARRIVING, "is not ours"),
     Tampering("a rule like ours added", f"-t nat -A REDIRECTOR-IN {TCP} 22 -m comment --comment web -j DNAT "
               "--to-destination :8080", ARRIVING, "has tcp 22"),
@@ -61,7 +61,7 @@ TAMPERINGS = (
     Tampering("our jump without its condition", f"-t nat -D OUTPUT {LOCAL} -j REDIRECTOR-OUT; "
               "-t nat -A OUTPUT -j REDIRECTOR-OUT", OWN, "OUTPUT"),
     Tampering("our jump a goto", f"-t nat -R PREROUTING 1 {LOCAL} -g REDIRECTOR-IN", ARRIVING, "PREROUTING"),
-    Tampering("a chain emptied", "-t nat -F {dns}", ARRIVING, "lacks tcp, udp 53"),
+    Tampering("a chain emptied", "-t nat -F {dns}", "dns", "lacks tcp, udp 53"),
     Tampering("a top chain emptied", "-t nat -F REDIRECTOR-IN", ARRIVING),
     Tampering("a chain deleted", "-t nat -D REDIRECTOR-IN -s {staff-source} -j {staff}; -t nat -F {staff}; "
               "-t nat -X {staff}", "staff"),
@@ -69,13 +69,13 @@ TAMPERINGS = (
     Tampering("a chain added", "-t nat -N REDIRECTOR-x", "", "nothing leads to this chain"),
     Tampering("a chain added in filter", "-N REDIRECTOR-x; -A REDIRECTOR-x -j DROP", "", "nothing leads to this chain"),
     Tampering("a scope turned", "-t nat -D REDIRECTOR-IN -s {staff-source} -j {staff}; "
-              "-t nat -I REDIRECTOR-IN 1 -s {other-source} -j {staff}", ARRIVING),
-    Tampering("a scope inverted", "-t nat -R REDIRECTOR-IN 1 ! -s {staff-source} -j {staff}", ARRIVING),
+              "-t nat -I REDIRECTOR-IN 1 -s {other-source} -j {staff}", "staff"),
+    Tampering("a scope inverted", "-t nat -R REDIRECTOR-IN 1 ! -s {staff-source} -j {staff}", "staff"),
     Tampering("the guard's jump gone", "-F INPUT", GUARDED, "INPUT"),
     Tampering("the guard's jump behind an accept", "-I INPUT 1 -p tcp -j ACCEPT", GUARDED, "our jump is not first",
               "-D INPUT -p tcp -j ACCEPT"),
     Tampering("a guard deleted", "-D REDIRECTOR-GUARD 2", "web", "8080"),
-    Tampering("a guard of an address emptied", "-F {guard}", GUARDED, "5300 refused"),
+    Tampering("a guard of an address emptied", "-F {guard}", "dns", "5300 refused"),
     Tampering("a guard that drops", "-A REDIRECTOR-GUARD -p tcp --dport 22 -j DROP", GUARDED, "is not ours"),
     Tampering("everything of the table flushed", "-t nat -F; -t nat -X", ALL),
 )  # fmt: skip
