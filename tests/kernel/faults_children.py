@@ -272,8 +272,9 @@ class Rig:
         yield from of_command(self._log("", 0).splitlines(), self.lab.state_dir)
         for name in sorted(os.listdir(self._logs)):
             child, _, start = name.rpartition(".")
-            # The nft variant is read twice each time: one of the two is enough.
-            if child != "the-command" and start.isdigit() and (int(start) % 2 or child.endswith("restore")):
+            # Of the nft variant every reading is two: one of them is enough.
+            second = child.endswith("nft-save") and not int(start) % 2 if start.isdigit() else True
+            if child != "the-command" and not second:
                 yield from of_child(self._log(child, int(start)).splitlines(), child, int(start))
 
     def _log(self, name: str, start: int) -> str:
