@@ -20,19 +20,20 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import imports
-from measure import CLEAN, Case, Failed, Place, Sample, own_peak, place, take_turns
+import iptables
+from measure import CLEAN, Case, Failed, Place, Sample, own_peak, take_turns
 from report import MIB, Comparison, Report, Section, load, machine, peak_ratio, ratio
+from workshop import BIN, HERE, Workshop
 
 import redirector
 from redirector.host.privileges import become_user_namespace_root
 
-HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-BIN = Path(sys.executable).parent
 TABLE = ("inet", "redirector")
 ELEMENT = re.compile(r'(?P<key>\w+ \. \d+) comment "[^"]*" : \d+')
 
@@ -44,48 +45,30 @@ ENGINE_TO_NFT = 0.25
 PEAK_TO_NFT = 1.0
 
 
-class Bench:
+class Bench(Workshop):
     """The files to measure with, and the experiments: methods that return a Section, by name in `EXPERIMENTS`."""
 
     def __init__(self, folder: str, *, quick: bool) -> None:
-        self._folder = folder
-        self._quick = quick
+        super().__init__(folder, quick=quick)
         self.shifted_ports = 200 if quick else 10_000
         self.groups = 2 if quick else 300  # of 100 ports, TCP and UDP: 60,000 map elements, and as many that count
         self.elements = f"{self.groups * 200:,}"
-        drop = re.compile("PYTHON|SSH_|REDIRECTOR_")
-        self._environ = {name: value for name, value in os.environ.items() if not drop.match(name)}
-        self._environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-        self._environ["REDIRECTOR_JOURNAL"] = ""
-        self._redirector = str(BIN / "redirector")
-        # Where the root folder belongs to nobody that we know (a user namespace), every file is unsafe.
-        unsafe = os.stat("/").st_uid not in (0, os.geteuid())
-        # A namespace of ours has no sshd in it; one that listens on a port of ours outside does not matter here.
-        self._insist = ["--allow-ssh"] + ["--allow-unsafe-file"] * unsafe
         shutil.copy(ROOT / "rules" / "web.toml", folder)
-
-    def rounds(self, count: int) -> int:
-        return 1 if self._quick else count
-
-    @contextmanager
-    def place(self, label: str) -> Iterator[Place]:
-        with place(label, self._folder, self._environ) as found:
-            yield found
 
     # -- the experiments ---------------------------------------------------------------------------------------------
 
     def start(self) -> Section:
         """Whole processes with next to nothing to do."""
-        web = self._file("web.toml")
+        web = self.file("web.toml")
         python = sys.executable
         with self.place("start") as here:
             cases = {
                 "`python -c pass`": Case(lambda: here.run([python, "-c", "pass"])),
                 '`python -c "import click"`': Case(lambda: here.run([python, "-c", "import click"])),
-                "`redirector --version`": Case(lambda: here.run([self._redirector, "--version"])),
-                "`redirector check`": Case(lambda: here.run([self._redirector, "check", web])),
-                "`redirector apply`": Case(lambda: here.run(self._apply(here, web)), lambda: _forget(here)),
-                "`redirector status`": Case(lambda: here.run(self._command(here, "status"))),
+                "`redirector --version`": Case(lambda: here.run([self.redirector, "--version"])),
+                "`redirector check`": Case(lambda: here.run([self.redirector, "check", web])),
+                "`redirector apply`": Case(lambda: here.run(self.apply(here, web)), lambda: _forget(here)),
+                "`redirector status`": Case(lambda: here.run(self.command(here, "status"))),
             }
             found = take_turns(cases, self.rounds(15))
         section = Section("start", "Start of a process: rules/web.toml", found)
@@ -105,7 +88,7 @@ class Bench:
     def imports(self) -> Section:
         """What the way of `apply` imports."""
         with self.place("imports") as here:
-            argv = self._apply(here, self._file("web.toml"))
+            argv = self.apply(here, self.file("web.toml"))
             trees = []
             for _ in range(1 + self.rounds(3)):  # of which the first fills caches
                 _forget(here)
@@ -136,7 +119,7 @@ class Bench:
         file, rules = self._rules("shifted", tables)
         with self.place("shifted-ours") as ours, self.place("shifted-nft") as theirs:
             cases = {
-                "`redirector apply`": Case(lambda: ours.run(self._apply(ours, file)), lambda: _forget(ours)),
+                "`redirector apply`": Case(lambda: ours.run(self.apply(ours, file)), lambda: _forget(ours)),
                 "`nft -f`": Case(lambda: theirs.run(["nft", "-f", rules]), theirs.clean),
             }
             found = take_turns(cases, self.rounds(15))
@@ -185,7 +168,7 @@ class Bench:
         file, rules = self._many()
         with self.place("whole-ours") as ours, self.place("whole-nft") as theirs:
             cases = {
-                "`redirector apply`": Case(lambda: ours.run(self._apply(ours, file)), lambda: _forget(ours)),
+                "`redirector apply`": Case(lambda: ours.run(self.apply(ours, file)), lambda: _forget(ours)),
                 "`nft -f`": Case(lambda: theirs.run(["nft", "-f", rules]), theirs.clean),
             }
             found = take_turns(cases, self.rounds(7))
@@ -208,12 +191,12 @@ class Bench:
         """Nothing to do."""
         file, rules = self._many()
         with self.place("unchanged-ours") as ours, self.place("unchanged-nft") as theirs:
-            ours.run(self._apply(ours, file))
+            ours.run(self.apply(ours, file))
             again = self._again("again.nft", rules)
             cases = {
-                "`redirector apply`": Case(lambda: ours.run(self._apply(ours, file))),
-                "`redirector plan`": Case(lambda: ours.run(self._command(ours, "plan", file))),
-                "`redirector status`": Case(lambda: ours.run(self._command(ours, "status"))),
+                "`redirector apply`": Case(lambda: ours.run(self.apply(ours, file))),
+                "`redirector plan`": Case(lambda: ours.run(self.command(ours, "plan", file))),
+                "`redirector status`": Case(lambda: ours.run(self.command(ours, "status"))),
                 "`nft list table`": Case(lambda: ours.run(["nft", "list", "table", *TABLE])),
                 "`nft -f`, everything again": Case(lambda: theirs.run(["nft", "-f", again])),
             }
@@ -242,11 +225,11 @@ class Bench:
             self.place("change-engine") as bare,
             self._engine(bare) as ask,
         ):
-            ours.run(self._apply(ours, files[0]))
+            ours.run(self.apply(ours, files[0]))
             skilled.run(["nft", "-f", rules[0]])
             ask("commit")
             cases = {
-                "`redirector apply`": Case(lambda: ours.run(self._apply(ours, files[turn.number])), turn.next),
+                "`redirector apply`": Case(lambda: ours.run(self.apply(ours, files[turn.number])), turn.next),
                 "engine: plan, encode, commit, proof": Case(lambda: ask("change")),
                 "`nft -f`, everything again": Case(lambda: theirs.run(["nft", "-f", whole[turn.number]])),
                 "`nft -f`, only these elements": Case(lambda: skilled.run(["nft", "-f", only[turn.number]])),
@@ -268,28 +251,14 @@ class Bench:
 
     # -- files and commands ------------------------------------------------------------------------------------------
 
-    def _file(self, name: str) -> str:
-        return os.path.join(self._folder, name)
-
-    def _write(self, name: str, text: str) -> str:
-        path = self._file(name)
-        Path(path).write_text(text, encoding="ascii")
-        return path
-
-    def _command(self, here: Place, name: str, *arguments: str) -> list[str]:
-        return [self._redirector, name, *arguments, "--state-dir", here.state]
-
-    def _apply(self, here: Place, file: str) -> list[str]:
-        return self._command(here, "apply", file, *self._insist)
-
     def _rules(self, name: str, tables: list[str]) -> tuple[str, str]:
         """(mapping file, the same rules for nft)."""
-        file, rules = self._file(f"{name}.toml"), self._file(f"{name}.nft")
+        file, rules = self.file(f"{name}.toml"), self.file(f"{name}.nft")
         if not os.path.exists(file):
-            self._write(f"{name}.toml", "\n".join(["version = 1\n", *tables]))
+            self.write(f"{name}.toml", "\n".join(["version = 1\n", *tables]))
             with open(rules, "wb") as out:
-                argv = [self._redirector, "render", file, "--as", "nft"]
-                subprocess.run(argv, check=True, stdout=out, env=self._environ)
+                argv = [self.redirector, "render", file, "--as", "nft"]
+                subprocess.run(argv, check=True, stdout=out, env=self.environ)
         return file, rules
 
     def _many(self, moved: int = -1) -> tuple[str, str]:
@@ -303,7 +272,7 @@ class Bench:
 
     def _again(self, name: str, rules: str) -> str:
         """A script for nft that replaces the table by what `rules` holds, in one transaction."""
-        path = self._write(name, CLEAN)
+        path = self.write(name, CLEAN)
         with open(path, "ab") as out, open(rules, "rb") as rest:
             shutil.copyfileobj(rest, out)
         return path
@@ -315,27 +284,20 @@ class Bench:
             found = [match for line, other in pairs if line != other and (match := ELEMENT.search(other))]
         doomed, fresh = (", ".join(match[part] for match in found) for part in ("key", 0))
         place = " ".join(TABLE) + " ports"
-        return self._write(name, f"delete element {place} {{ {doomed} }}\nadd element {place} {{ {fresh} }}\n")
+        return self.write(name, f"delete element {place} {{ {doomed} }}\nadd element {place} {{ {fresh} }}\n")
 
     @contextmanager
     def _engine(self, here: Place) -> Iterator[Callable[[str], Sample]]:
         """A running engine.py; the function gives it a job and returns what that cost. Raises Failed."""
-        argv = [sys.executable, str(HERE / "engine.py"), self._many()[0], self._many(moved=self.groups // 2)[0]]
-        with here.start(argv) as child:
-            if child.stdin is None or child.stdout is None:
-                raise Failed("the engine has no pipes")
-            source, target = child.stdout, child.stdin
+        files = self._many()[0], self._many(moved=self.groups // 2)[0]
+        with self.talk(here, "engine.py", files) as answer_to:
 
             def ask(job: str) -> Sample:
-                target.write(job + "\n")
-                target.flush()
-                answer = json.loads(source.readline() or "{}")
+                answer = answer_to(job)
                 if answer.get("entries") != self.groups * 200:
                     raise Failed(f"the engine did not do its job {job!r}: {answer}")
                 return Sample(answer["seconds"], answer["cpu"])
 
-            if not source.readline():
-                raise Failed("the engine did not start")
             yield ask
 
 
@@ -348,6 +310,11 @@ EXPERIMENTS: dict[str, Callable[[Bench], Section]] = {
     "observe": Bench.observe,
     "unchanged": Bench.unchanged,
     "change": Bench.change,
+    "connects-nft": partial(iptables.connects, variant="nft"),
+    "connects-legacy": partial(iptables.connects, variant="legacy"),
+    "load-nft": partial(iptables.load, variant="nft"),
+    "load-legacy": partial(iptables.load, variant="legacy"),
+    "range-iptables": iptables.shifted,
 }
 
 
@@ -421,7 +388,12 @@ def main() -> int:
         return 1
     with tempfile.TemporaryDirectory(prefix="redirector-bench-") as folder:
         report = Report(machine(folder))
-        _measure(Bench(folder, quick=options.quick), options.only or list(EXPERIMENTS), report)
+        bench = Bench(folder, quick=options.quick)
+        names = options.only or list(EXPERIMENTS)
+        if "legacy" not in bench.variants:
+            report.machine["left out"] = "iptables-legacy: a user namespace's root cannot open its lock"
+            names = [name for name in names if not name.endswith("-legacy")]
+        _measure(bench, names, report)
     report.machine["load after"] = load()
     if options.quick:
         report.machine["sizes"] = "**those of --quick: the numbers and verdicts say nothing**"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import socket
 import statistics
 import subprocess
 import time
@@ -126,6 +127,13 @@ class Place:
         """A child to talk with, line by line; it should end when its standard input does."""
         pipe = subprocess.PIPE
         return self._namespace.popen(argv, stdin=pipe, stdout=pipe, env=self._environ, text=True)
+
+    def listen(self, port: int) -> socket.socket:
+        """Something that listens there, on every address."""
+        found = self._namespace.socket(socket.AF_INET6, socket.SOCK_STREAM)
+        found.bind(("::", port))
+        found.listen()
+        return found
 
     def fingerprint(self) -> tuple[int, int]:
         """(words, hash) of everything that nft lists of our table, in whatever order: a hash map has none.

@@ -163,7 +163,8 @@ def _value(number: float | None, unit: str) -> str:
 
 
 def _milliseconds(spread: Spread) -> str:
-    return " · ".join(f"{seconds * 1000:.1f}" for seconds in spread)
+    digits = 1 if spread.high >= 0.001 else 4
+    return " · ".join(f"{seconds * 1000:.{digits}f}" for seconds in spread)
 
 
 def _peak(size: float) -> str:
