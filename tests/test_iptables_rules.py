@@ -133,6 +133,6 @@ def test_a_chain_that_differs_a_little_is_not_written_anew() -> None:
     changed = Ruleset((*ports[:7], ports[7]._replace(to=ports[8].to, name="new"), *ports[8:-1]))
     wanted = rules.encode(compiled(changed), "ipv4")
     text = script(found["ipv4"], reading.held(found)["ipv4"], wanted)
-    assert [line[:23] for line in text.splitlines() if "-ALL" in line] == [
-        "-D REDIRECTOR-ALL 40", "-D REDIRECTOR-ALL 8", "-I REDIRECTOR-ALL 8 -p ",
+    assert [line[:22] for line in text.splitlines() if "-ALL" in line] == [
+        "-D REDIRECTOR-ALL 40", "-D REDIRECTOR-ALL 8", "-I REDIRECTOR-ALL 8 -p",
     ]  # fmt: skip

@@ -41,18 +41,8 @@ OLD = mapping("web", 80, 8080, exclusive=True) + mapping("dns", 53, 5353, protoc
 NEW = mapping("web", 80, 8081) + mapping("ssl", 443, 8443, exclusive=True)
 NEXT = mapping("web", 80, 8082)
 
-COMMAND = (
-    "memfd_create",
-    "pipe2",
-    "vfork",
-    "clone",
-    "clone3",
-    "fork",
-    "pidfd_open",
-    "select",
-    "pselect6",
-    "wait4",
-)  # around a child
+# Around a child.
+COMMAND = ("memfd_create", "pipe2", "vfork", "clone", "clone3", "fork", "pidfd_open", "select", "pselect6", "wait4")
 PIPES = ("read", "write")  # where they are those of a child
 CHILD = ("sendto", "sendmsg", "recvmsg", "setsockopt", "getsockopt", "flock")
 FAILING = ("sendto", "sendmsg", "setsockopt", "recvmsg")

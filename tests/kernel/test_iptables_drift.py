@@ -45,8 +45,8 @@ TAMPERINGS = (
               "→ 22"),
     Tampering("a rule of a scope deleted", f"-t nat -D {{dns}} {TCP} 53 -m comment --comment dns -j DNAT "
               "--to-destination :5300", "dns", "tcp 53"),
-    Tampering("rules in another order", f"-t nat -D REDIRECTOR-ALL {WEB} :8080; -t nat -A REDIRECTOR-ALL {WEB} :8080",
-              "web", "another order"),
+    Tampering("rules in another order", "-t nat -D REDIRECTOR-IN 1; "
+              "-t nat -A REDIRECTOR-IN -s {staff-source} -j {staff}", ARRIVING, "another order"),
     Tampering("a rule doubled", f"-t nat -A REDIRECTOR-ALL {WEB} :8080", "web", "stands here twice"),
     Tampering("a rule added", "-t nat -I REDIRECTOR-IN 1 -p tcp --dport 80 -j ACCEPT", ARRIVING, "is not ours"),
     Tampering("a rule like ours added", f"-t nat -A REDIRECTOR-IN {TCP} 22 -m comment --comment web -j DNAT "
