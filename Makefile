@@ -7,6 +7,8 @@ STAMP := $(VENV)/.stamp
 PYTHON ?=
 # For pytest, make test ARGS='-k codec'; or the harness, make fuzz ARGS='--seed 7'.
 ARGS ?=
+# A process for each core. Not for a plain user: its tests need a process without threads (tests/kernel/conftest.py).
+PARALLEL := $(if $(filter 0,$(shell id -u)),-n auto --dist worksteal)
 
 # nft and ip are in sbin, which Debian leaves out of a plain user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -33,11 +35,12 @@ demo: setup
 	$(VENV)/bin/redirector demo
 
 test: setup
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 # The commands killed, and failing, at every system call that matters: some minutes. A sample is part of `make test`.
 faults: setup
 	$(VENV)/bin/python -m tests.kernel.faults
+	$(VENV)/bin/python -m tests.kernel.faults_children
 
 # 200,000 damaged mapping files and netlink answers: some minutes. A sample is part of `make test`.
 fuzz: setup

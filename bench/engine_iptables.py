@@ -53,7 +53,7 @@ class Engine:
     def write(self) -> dict[str, float]:
         def work() -> int:
             plan = make_plan(self._program, None)
-            wanted = rules.encode_all(plan.desired, FAMILIES)
+            wanted = rules.encoded(plan.desired, FAMILIES)
             texts = [script({}, {"nat": {}, "filter": {}}, wanted[family]) for family in FAMILIES]
             return entries(plan.desired) if all(texts) else 0
 

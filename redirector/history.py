@@ -64,7 +64,7 @@ class History:
         self.folder = folder
         self.tell = tell
         self._generations = os.path.join(folder, "generations")
-        self._known: tuple[int, bytes, Record] | None = None
+        self._known: tuple[tuple[int, ...], Record] | None = None  # what was read last, and of which file
 
     def numbers(self) -> list[int]:
         """Every generation that has a file, readable or not, in ascending order."""
@@ -87,12 +87,21 @@ class History:
 
     def read(self, number: int) -> Record | Unreadable:
         """One generation. Raises NotFound where there is none of that number."""
+        # Files are replaced and never written to, so the same file has the same content; and it may be large.
+        key: tuple[int, ...] = ()
+        with contextlib.suppress(OSError):  # which reading it will tell
+            status = os.lstat(self._path(number))
+            key = (number, status.st_ino, status.st_dev, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+        if key and self._known and self._known[0] == key:
+            return self._known[1]
+        found = self._read(number)
+        if key and isinstance(found, Record):
+            self._known = key, found
+        return found
+
+    def _read(self, number: int) -> Record | Unreadable:
         try:
-            content = store.read(self._path(number))
-            known = self._known
-            if known and known[:2] == (number, content):  # a command asks for the current one again and again
-                return known[2]
-            record = _decode(json.loads(content), number)
+            return _decode(json.loads(store.read(self._path(number))), number)
         except FileNotFoundError:
             raise NotFound(f"there is no generation {number}", "see: redirector history") from None
         except PermissionError:
@@ -101,8 +110,6 @@ class History:
             return Unreadable(number, f"its mappings are invalid: {printable(str(error))}")
         except (OSError, ValueError, RecursionError) as error:
             return Unreadable(number, f"its file is damaged ({printable(str(error))[:100]})")
-        self._known = number, content, record
-        return record
 
     def all(self) -> list[Record | Unreadable]:
         return [self.read(number) for number in self.numbers()]

@@ -95,6 +95,12 @@ def _parse(name: str, words: dict[str, str]) -> PortMap | None:
     return PortMap(match["side"] or "", scope, match["family"] or "", rewrites[match["what"]])
 
 
+def serves_both(name: str) -> bool:
+    """Whether a map of ports is for both sides alike."""
+    found = parse_port_map(name)
+    return found is not None and not found.side
+
+
 def counter(mapping: str) -> str:
     """The counter of a mapping's connections."""
     return _COUNTER + mapping

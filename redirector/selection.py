@@ -23,7 +23,8 @@ Open = Callable[[str], Backend]
 def backend_for(wanted: str, history: History, opener: Open = open_backend) -> Backend:
     """The backend to work on; `wanted` as in `[settings] backend`. Raises Refused where our mappings are in force in
     another one, and what the backends raise."""
-    last, name = last_backend(history), name_for(wanted, history)
+    last = last_backend(history)
+    name = wanted if wanted != "auto" else last or suitable()
     if last and last != name and holds(last, opener):
         message = f"our mappings are in force in {last}, and {name} is asked for"
         raise Refused(message, f"move them by: redirector migrate-backend {name}; or ask for {last}")
@@ -58,5 +59,12 @@ def leads_anywhere(program: Program | None) -> bool:
 
 
 def suitable() -> str:
-    """What suits a host on which nothing was applied yet."""
-    return "nftables"
+    """What suits a host on which nothing was applied yet. Raises Unavailable where nothing does."""
+    from redirector.host import firewalls
+
+    found = firewalls.quick()
+    if found is None:
+        from redirector.choose import choose
+
+        found = choose(firewalls.gather()).backend
+    return found

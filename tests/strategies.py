@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from redirector import naming
 from redirector.compile import compile_ruleset
 from redirector.decide import Packet, within
-from redirector.model import BACKENDS, PROTOCOLS, REWRITES, Mapping, Ports, Ruleset, Settings, ruleset_problems
+from redirector.model import (
+    BACKENDS,
+    DEFAULT_PRIORITY,
+    PROTOCOLS,
+    REWRITES,
+    Mapping,
+    Ports,
+    Ruleset,
+    Settings,
+    ruleset_problems,
+)
 from redirector.program import (
     ADDRESSES,
     COUNTS,
@@ -136,7 +146,10 @@ def mappings_() -> st.SearchStrategy[Mapping]:
     return _MAPPINGS
 
 
-settings_ = st.builds(Settings, st.sampled_from(BACKENDS), st.sampled_from((-110, -105, -199, 0, 32767)))
+settings_ = st.one_of(
+    st.builds(Settings, st.sampled_from(BACKENDS), st.just(DEFAULT_PRIORITY)),
+    st.builds(Settings, st.sampled_from(("auto", "nftables")), st.sampled_from((-110, -105, -199, 0, 32767))),
+)
 
 
 def _ruleset(found: list[Mapping], wanted: Settings) -> Ruleset:

@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": "looking",
     "apply": "changing",
     "status": "looking",
+    "doctor": "doctoring",
     "confirm": "changing",
     "cancel": "changing",
     "rollback": "changing",
@@ -35,6 +36,7 @@ COMMANDS = {
     "show": "generations",
     "compare": "generations",
     "render": "printing",
+    "import": "importing",
     "schema": "printing",
     "service": "serving",
     "boot": "serving",
@@ -55,7 +57,10 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found = getattr(import_module(f"redirector.cli.{COMMANDS[cmd_name]}"), cmd_name.replace("-", "_"))
+        name = cmd_name.replace("-", "_")
+        module = import_module(f"redirector.cli.{COMMANDS[cmd_name]}")
+        # What is called as a keyword of Python (import) has a function with "_" behind its name.
+        found = getattr(module, name, None) or getattr(module, f"{name}_", None)
         return found if isinstance(found, click.Command) else None
 
     def resolve_command(

@@ -36,6 +36,7 @@ class App:
         self.netns = ""
         self.json = False
         self.wanted_backend = ""
+        self._history: History | None = None
         self.findings: list[Finding] = []
         self.allowed: set[str] = set()
 
@@ -49,8 +50,10 @@ class App:
         from redirector import journal
         from redirector.history import History
 
-        folder = os.path.abspath(self.state_dir or os.environ.get("REDIRECTOR_STATE_DIR") or DEFAULT_STATE)
-        return History(os.path.join(folder, "netns", self.netns) if self.netns else folder, journal.tell)
+        if self._history is None:  # one for all: it remembers what it has read
+            folder = os.path.abspath(self.state_dir or os.environ.get("REDIRECTOR_STATE_DIR") or DEFAULT_STATE)
+            self._history = History(os.path.join(folder, "netns", self.netns) if self.netns else folder, journal.tell)
+        return self._history
 
     def enter_namespace(self) -> None:
         """Go into the namespace that --netns names; before anything else is opened."""

@@ -103,6 +103,22 @@ def test_systemctl(lab: Lab, tmp_path: Path) -> None:
     assert child.environment == {FIXED, "LANG=C.UTF-8"}
 
 
+def test_what_the_doctor_asks(lab: Lab, product: Product, tmp_path: Path) -> None:
+    lab.host.run("iptables-legacy", "-t", "nat", "-A", "PREROUTING", "-j", "ACCEPT")
+    lab.host.run("iptables-nft", "-t", "nat", "-A", "PREROUTING", "-j", "ACCEPT")
+    lab.host.nft("table inet x { chain y { type filter hook input priority 0; }\n}")
+    children = started(lab, tmp_path, *lab.command("doctor", product.file(mapping("web", 80, 8080))))
+    assert [child.arguments for child in children] == [
+        ["/usr/sbin/iptables-legacy-save", "-t", "nat"],
+        ["/usr/sbin/iptables-nft-save", "-t", "nat"],
+        ["/usr/sbin/nft", "-a", "list", "table", "inet", "x"],
+        ["/usr/sbin/nft", "-j", "list", "table", "inet", "x"],
+    ]
+    for child in children:
+        assert child.program == child.arguments[0]
+        assert child.environment == {FIXED, "LC_ALL=C"}
+
+
 def test_nobody_else_starts_processes() -> None:
     """Of the other modules that can, one runs the caller's own `--probe`, with the caller's own environment; the rest
     is the demo's, in namespaces of its own. Whoever comes new belongs into this file."""
@@ -116,5 +132,6 @@ def test_nobody_else_starts_processes() -> None:
                 found.add(str(path.relative_to(home)))
     assert found == {
         "watchdog.py", "host/systemd.py", "trusted.py", "service.py",
-        "cli/changing.py", "host/namespaces.py", "demo/stage.py",
+        "cli/changing.py", "host/namespaces.py", "demo/stage.py", "host/firewalls.py",
+        "backends/iptables/commands.py",
     }  # fmt: skip

@@ -19,6 +19,7 @@ from collections.abc import Set as AbstractSet
 from redirector.backends.base import Snapshot
 from redirector.backends.iptables import commands, reading, rules
 from redirector.backends.iptables.commands import Failed
+from redirector.backends.iptables.damage import displaced
 from redirector.backends.iptables.save import Unparsable
 from redirector.backends.iptables.script import Unspeakable, script
 from redirector.backends.place import Place
@@ -49,7 +50,7 @@ class IptablesBackend:
         self._home = _namespace()
         self._saved: reading.Saved = {}
         self._program: Program | None = None
-        self._written: reading.Written | None = None
+        self._written: tuple[Program | None, dict[str, rules.Tables]] = None, {}
 
     def close(self) -> None:
         self._place.close()
@@ -67,8 +68,15 @@ class IptablesBackend:
         self._require()
         saved = self._read()
         foreign = reading.foreign_reason(saved)
-        self._saved, self._program = saved, Program({}, {}) if foreign else reading.decode(saved, self._written)
-        return Snapshot(self._program, 0, foreign, reading.counters(saved))
+        self._saved, self._program = saved, Program({}, {}) if foreign else self._decoded(saved)
+        return Snapshot(self._program, 0, foreign, reading.counters(saved, self._program))
+
+    def _decoded(self, saved: reading.Saved) -> Program | None:
+        """As `reading.decode`. What is, word for word, what was written last needs no decoding."""
+        program, tables = self._written
+        if program is not None and reading.held(saved) == tables and not displaced(saved):
+            return program
+        return reading.decode(saved)
 
     def check(self, steps: Iterable[Step]) -> None:
         for family, text in self._texts(perform(self._program, steps)).items():
@@ -83,24 +91,28 @@ class IptablesBackend:
         for family, text in self._texts(perform(self._program, steps)).items():
             try:
                 commands.restore(self._variant, family, text)
-            except (Failed, RedirectorError) as error:
+            except (Failed, RedirectorError, OSError) as error:
                 self._undo(before, error)
                 raise _refused(error) from None
 
     def _undo(self, before: reading.Saved, error: Exception) -> None:
-        """Put everything back as it was `before`. Raises OutcomeUnknown where that fails, too."""
+        """Put everything back as it was `before`. Raises OutcomeUnknown where that fails, too: what tells is what is
+        read afterwards, and no command."""
         wanted = reading.held(before)
+        fault = "others have changed the rules meanwhile"
         try:
             now = self._read()
             ours = reading.held(now)
             for family in self._families:
                 text = script(now[family], ours[family], wanted[family])
-                if text:
-                    commands.restore(self._variant, family, text)
+                try:
+                    if text:
+                        commands.restore(self._variant, family, text)
+                except (Failed, RedirectorError, OSError) as failure:
+                    fault = printable(str(failure))
             if reading.held(self._read()) == wanted:
                 return
-            fault = "others have changed the rules meanwhile"
-        except (Failed, RedirectorError, Unspeakable, OSError) as failure:
+        except (RedirectorError, Unspeakable, OSError) as failure:
             fault = printable(str(failure))
         message = f"{error}; and putting back what had been changed failed ({fault})"
         raise OutcomeUnknown(message, "see: redirector status") from None
@@ -108,11 +120,11 @@ class IptablesBackend:
     def _texts(self, program: Program | None) -> dict[str, str]:
         """What to tell iptables-restore, by family, where there is anything."""
         self._speakable(program)
-        ours, wanted = reading.held(self._saved), rules.encode_all(program, self._families)
-        if program is not None:
-            self._written = program, wanted
+        ours = reading.held(self._saved)
         try:
-            texts = {family: script(self._saved[family], ours[family], wanted[family]) for family in self._families}
+            wanted = rules.encoded(program, self._families)
+            texts = {f: script(self._saved[f], ours[f], wanted[f]) for f in self._families}
+            self._written = program, wanted
         except Unspeakable as error:
             message = f"a rule that others made leads to our chains, and cannot be taken away: {printable(str(error))}"
             raise Refused(message, f"delete it by hand: {self.name} -t nat -D …") from None
@@ -152,7 +164,7 @@ def _refused(error: Exception) -> Exception:
     """What made a commit fail, as what it means: nothing was changed."""
     if isinstance(error, RedirectorError):
         return error
-    return Refused(f"{error}; nothing was changed", "see: redirector doctor")
+    return Refused(f"{printable(str(error))}; nothing was changed", "see: redirector doctor")
 
 
 def _namespace() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 from collections.abc import Iterable
 from typing import BinaryIO, Self
@@ -22,6 +23,7 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 LOCK = "/run/xtables.lock"  # XT_LOCK_NAME, iptables/xshared.h
 LOCK_SECONDS = 5  # for another's command; ours takes a part of a second
 SECONDS = 60.0  # for one child: what takes longer hangs
+READINGS = 5
 TABLES = ("nat", "filter")
 PROGRAMS = {"ipv4": "iptables", "ipv6": "ip6tables"}
 # Tables that the legacy variant has loaded; listing any other would load it.
@@ -50,17 +52,21 @@ def find(variant: str, family: str, verb: str) -> str:
 
 
 def read(variant: str, families: Iterable[str]) -> dict[str, dict[str, SavedTable]]:
-    """The nat and filter tables of each family, with counters. Raises Failed, Unavailable, save.Unparsable."""
+    """The nat and filter tables of each family, with counters. Raises Failed, Unavailable, save.Unparsable, TryAgain.
+
+    Where the kernel refuses it an answer, iptables-nft-save prints less, and tells of no error (seen with 1.8.9). So it
+    is asked twice, and has to print as many lines both times.
+    """
     programs = {family: find(variant, family, "save") for family in families}
-    with contextlib.ExitStack() as stack:
-        children = {
-            family: stack.enter_context(_Child([path, "-c"]))
-            for family, path in programs.items()
-            if variant != "legacy" or _loaded(family)
-        }
-        # While the second one still works, the first one's text is taken apart.
-        told = {family: save.parse(child.finish().split("\n")) for family, child in children.items()}
-    return {family: told.get(family, {}) for family in programs}
+    wanted = [family for family in programs if variant != "legacy" or _loaded(family)] * (2 if variant == "nft" else 1)
+    for _ in range(READINGS):
+        with contextlib.ExitStack() as stack:
+            children = [stack.enter_context(_Child([programs[family], "-c"])) for family in wanted]
+            told = [(family, child.finish()) for family, child in zip(wanted, children, strict=True)]
+        if len({(family, text.count("\n")) for family, text in told}) <= len(programs):
+            texts = dict(told)
+            return {f: save.parse(texts[f].split("\n")) if f in texts else {} for f in programs}
+    raise TryAgain("others keep changing the rules while they are read", "try again in a moment")
 
 
 def restore(variant: str, family: str, text: str, *, test: bool = False) -> None:
@@ -81,52 +87,55 @@ def restore(variant: str, family: str, text: str, *, test: bool = False) -> None
 
 
 class _Child:
-    """A command at work. What it reads and writes is kept in memory files: a pipe holds but 64 KiB, and two processes
-    would take turns over a megabyte of rules."""
+    """A program that runs. What it is told and tells is in files in memory: pipes take half a kilobyte a turn."""
 
     def __init__(self, argv: list[str], text: str = "") -> None:
-        self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            told, self._output = (stack.enter_context(_memory_file()) for _ in range(2))
+            files = [stack.enter_context(open(os.memfd_create(name), "w+b")) for name in ("in", "out", "error")]
+            told, self._out, self._error = files
             told.write(text.encode("utf-8", "surrogateescape"))
             told.seek(0)
-            self._process = stack.enter_context(
-                subprocess.Popen(
-                    argv,
-                    stdin=told,
-                    stdout=self._output,
-                    stderr=subprocess.PIPE,
-                    env=ENVIRONMENT,
-                    cwd="/",
-                    # If we are killed, it may still commit: until it has ended, none of ours may begin.
-                    pass_fds=store.held(),
-                )
+            self._argv = argv
+            self._process = subprocess.Popen(
+                argv,
+                stdin=told,
+                stdout=self._out,
+                stderr=self._error,
+                env=ENVIRONMENT,
+                cwd="/",
+                # If we are killed, it may still commit: until it has ended, none of ours may begin.
+                pass_fds=store.held(),
             )
-            self._stack = stack.pop_all()
+            self._files = stack.pop_all()
+
+    def finish(self) -> str:
+        """What it has printed. Raises Failed, Refused where it does not end."""
+        # Not wait() with a time: that asks again and again, up to 50 ms apart.
+        descriptor = os.pidfd_open(self._process.pid)
+        try:
+            if not select.select([descriptor], [], [], SECONDS)[0]:
+                raise Refused(f"{printable(self._argv[0])} did not end within {SECONDS:.0f} s", "try again")
+        finally:
+            os.close(descriptor)
+        code = self._process.wait()
+        if code:
+            raise Failed(self._argv[0], code, printable(" ".join(_content(self._error).split())[:300]))
+        return _content(self._out)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def finish(self) -> str:
-        """What it wrote. Raises Failed, and Refused where it does not end."""
-        child = self._process
-        try:
-            _, complaint = child.communicate(timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            raise Refused(f"{printable(str(child.args))} did not end within {SECONDS:.0f} s", "try again") from None
-        if child.returncode:
-            said = complaint.decode("utf-8", "surrogateescape")
-            raise Failed(str(child.args[0]), child.returncode, printable(" ".join(said.split())[:300]))  # type: ignore[index]
-        self._output.seek(0)
-        return self._output.read().decode("utf-8", "surrogateescape")
+        """One that still runs is ended: nobody would hear what it has to say."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._files.close()
 
 
-def _memory_file() -> BinaryIO:
-    return open(os.memfd_create("redirector"), "w+b", buffering=0)
+def _content(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "surrogateescape")
 
 
 def _loaded(family: str) -> bool:
@@ -142,13 +151,14 @@ def _loaded(family: str) -> bool:
 def _lock_holder() -> str:
     """Who holds the lock of the legacy variant, in words; "" where nobody does (proc_locks(5))."""
     try:
-        inode = os.stat(LOCK).st_ino
+        status = os.stat(LOCK)
         with open("/proc/locks", "rb") as file:
             rows = [line.decode().split() for line in file]
     except OSError:
         return ""
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     for row in rows:
-        if "->" not in row and len(row) > 5 and row[5].rpartition(":")[2] == str(inode):
+        if "->" not in row and place in row:
             with contextlib.suppress(OSError), open(f"/proc/{row[4]}/comm", "rb") as file:
                 return f"process {row[4]} ({printable(file.read().decode(errors='replace').strip())})"
             return f"process {row[4]}"

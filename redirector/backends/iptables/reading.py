@@ -10,14 +10,16 @@ write, and nothing that we did not write can pass for ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from redirector import naming
 from redirector.backends.iptables import rules
-from redirector.backends.iptables.save import SavedRule, SavedTable
+from redirector.backends.iptables.damage import commented, damage, leads_to_us
+from redirector.backends.iptables.save import SavedTable
 from redirector.compile import whole
-from redirector.errors import plural, printable
+from redirector.errors import printable
 from redirector.model import DEFAULT_PRIORITY, FAMILIES, OWN, PROTOCOLS, SIDES, Scope
 from redirector.naming import PortMap
 from redirector.program import (
@@ -25,7 +27,6 @@ from redirector.program import (
     GUARDS,
     GUARDS_AT,
     PORTS,
-    Damage,
     Entries,
     Map,
     Program,
@@ -33,10 +34,7 @@ from redirector.program import (
 )
 
 Saved = dict[str, dict[str, SavedTable]]  # tables by name, by family
-Written = tuple[Program, dict[str, rules.Tables]]  # a Program, and its rules by family
-_Where = frozenset[tuple[str, str]]  # (side, family)
-_NOWHERE: _Where = frozenset()
-_JUMP = f"-j {rules.PREFIX}"
+_Found = tuple[Scope, int, int, str, str]  # scope, port key, target port, mapping, rewrite
 DEPTH = 16  # chains deep: what we write is at most 9
 
 
@@ -57,22 +55,15 @@ def _ours(tables: dict[str, SavedTable]) -> rules.Tables:
     return found
 
 
-def leads_to_us(text: str) -> bool:
-    return f"-j {rules.PREFIX}" in text or f"-g {rules.PREFIX}" in text
-
-
-def decode(saved: Saved, written: Written | None = None) -> Program | None:
-    """The Program that the chains mean; None where there are none of ours at all.
-
-    `written` is what may well be there. Where exactly that is, nothing has to be guessed: writing is reversible.
-    """
+def decode(saved: Saved) -> Program | None:
+    """The Program that the chains mean; None where there are none of ours at all."""
     ours = held(saved)
     if not any(chains for tables in ours.values() for chains in tables.values()):
         return None
-    if written and not any(_all_damage(written[1], ours, saved)):
-        return written[0]
     guess = _guess(ours)
-    return guess._replace(damage=tuple(_all_damage(rules.encode_all(guess, ours), ours, saved)))
+    wanted = rules.encoded(guess, ours)
+    found = [one for family in ours for one in damage(family, wanted[family], ours[family], saved[family])]
+    return guess._replace(damage=tuple(found))
 
 
 def foreign_reason(saved: Saved) -> str:
@@ -80,12 +71,10 @@ def foreign_reason(saved: Saved) -> str:
 
     The name is the mark (a flush takes comments away): not ours is what has rules of which we could have written none.
     """
-    other = ""
-    for text in (text for tables in held(saved).values() for chains in tables.values() for text in _chained(chains)):
-        if _possible(text):
-            return ""
-        other = other or text
-    return f"chains {rules.PREFIX}… have rules that are not ours, such as {printable(other[:100])}" if other else ""
+    rest = [rule for tables in held(saved).values() for chains in tables.values() for rule in _chained(chains)]
+    if not rest or any(_possible(text) for text in rest):
+        return ""
+    return f"chains {rules.PREFIX}… have rules that are not ours, such as {printable(rest[0][:100])}"
 
 
 def _chained(chains: rules.Chains) -> Iterator[str]:
@@ -96,43 +85,36 @@ def _possible(text: str) -> bool:
     return text == rules.KEEP or leads_to_us(text) or _translation(text) is not None or _refusal(text) is not None
 
 
-def counters(saved: Saved) -> dict[str, tuple[int, int]]:
+def counters(saved: Saved, program: Program | None) -> dict[str, tuple[int, int]]:
     """(packets, bytes) by counter: those of all rules of a mapping's ports together."""
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, tuple[int, int]] = dict.fromkeys(program.counters if program else (), (0, 0))
     for tables in saved.values():
         for chain, kept in tables.get("nat", SavedTable({}, {})).rules.items():
             if not chain.startswith(rules.PREFIX):
                 continue
             for rule in kept:
-                mapping = commented(rule.text)
-                if mapping and (rule.packets or mapping not in found):
-                    packets, size = found.get(mapping, (0, 0))
-                    found[mapping] = (packets + rule.packets, size + rule.bytes)
-    return {naming.counter(mapping): counts for mapping, counts in found.items()}
-
-
-def commented(text: str) -> str:
-    """The mapping that a rule of ours is of, "" where it has none."""
-    _, found, rest = text.partition(" -m comment --comment ")
-    return rest.split(" ", 1)[0].strip('"') if found else ""
+                mapping = commented(rule.text) if rule.packets else ""
+                if mapping:
+                    packets, size = found.get(naming.counter(mapping), (0, 0))
+                    found[naming.counter(mapping)] = (packets + rule.packets, size + rule.bytes)
+    return found
 
 
 def _guess(ours: dict[str, rules.Tables]) -> Program:
     """What the rules that can be understood mean."""
+    presence: dict[_Found, set[tuple[str, str]]] = {}
+    for family, tables in ours.items():
+        for side in SIDES:
+            for found in _walk(tables["nat"], rules.TOP[side], side, family, Scope(), 0):
+                presence.setdefault(found, set()).add((side, family))
     leaves: dict[PortMap, tuple[Entries, Entries]] = {}
     counts: set[str] = set()
-    for scope, texts in _by_scope(ours).items():
-        presence: dict[tuple[int, int, str, str], _Where] = {}
-        for text, where in texts.items():
-            for found in _ports(text):
-                presence[found] = presence.get(found, _NOWHERE) | where
-        covers = {where: [*_cover(where, scope)] for where in set(presence.values())}
-        for (key, target, mapping, rewrite), where in presence.items():
-            counter = naming.counter(mapping)
-            counts.add(counter)
-            for side, family in covers[where]:
-                entries, counted = leaves.setdefault(PortMap(side, scope, family, rewrite), ({}, {}))
-                entries[key], counted[key] = (target, mapping), (counter, "")
+    for (scope, key, target, mapping, rewrite), present in presence.items():
+        counter = naming.counter(mapping)
+        counts.add(counter)
+        for side, family in _cover(present, scope):
+            entries, counted = leaves.setdefault(PortMap(side, scope, family, rewrite), ({}, {}))
+            entries[key], counted[key] = (target, mapping), (counter, "")
     maps = _guarded({family: tables["filter"] for family, tables in ours.items()})
     for wanted, (entries, counted) in leaves.items():
         maps[naming.port_map(wanted)] = Map(PORTS, entries)
@@ -141,32 +123,7 @@ def _guess(ours: dict[str, rules.Tables]) -> Program:
     return whole(leaves, maps, DEFAULT_PRIORITY, frozenset(counts))
 
 
-def _by_scope(ours: dict[str, rules.Tables]) -> dict[Scope, dict[str, _Where]]:
-    """Where each rule of ports is, by scope. Most are at both sides and in both families: so each is read only once."""
-    found: dict[Scope, dict[str, _Where]] = {}
-    joined: dict[tuple[_Where, _Where], _Where] = {}  # ten thousand rules are in the same few places
-    for family, tables in ours.items():
-        for side in SIDES:
-            here = frozenset([(side, family)])
-            for scope, texts in _walk(tables["nat"], rules.TOP[side], side, family, Scope(), 0):
-                known = found.setdefault(scope, {})
-                for text in texts:
-                    before = known.get(text, _NOWHERE)
-                    both = joined.get((before, here))
-                    known[text] = both or joined.setdefault((before, here), before | here)
-    return found
-
-
-def _ports(text: str) -> Iterator[tuple[int, int, str, str]]:
-    """(port key, target port, mapping, rewrite) of each port of a rule of ports; nothing for any other."""
-    found = _translation(text)
-    if found:
-        protocol, first, last, mapping, target, step, rewrite = found
-        for port in range(first, last + 1):
-            yield port_key(protocol, port), target + step * (port - first), mapping, rewrite
-
-
-def _cover(present: _Where, scope: Scope) -> Iterator[tuple[str, str]]:
+def _cover(present: set[tuple[str, str]], scope: Scope) -> Iterator[tuple[str, str]]:
     """(side, family) of the maps that together stand for exactly these sides and families; "" stands for both."""
     families = (scope.family,) if scope.family else FAMILIES
     left = set(present)
@@ -180,16 +137,20 @@ def _cover(present: _Where, scope: Scope) -> Iterator[tuple[str, str]]:
         yield side, "" if scope.family else family
 
 
-def _walk(
-    chains: rules.Chains, name: str, side: str, family: str, scope: Scope, depth: int
-) -> Iterator[tuple[Scope, list[str]]]:
-    """The rules of a chain, and of the chains that it leads to: those that are no jumps to ours, by scope."""
-    texts = chains.get(name, []) if depth < DEPTH else []
-    yield scope, [text for text in texts if _JUMP not in text]
-    for text in (text for text in texts if _JUMP in text):
-        condition, _, target_name = text.rpartition("-j ")
-        if target_name.startswith(rules.PREFIX):
-            inner = scope if condition.startswith("-p ") else _narrower(scope, condition.split(), side, family)
+def _walk(chains: rules.Chains, name: str, side: str, family: str, scope: Scope, depth: int) -> Iterator[_Found]:
+    """What the rules of a chain, and of the chains that it leads to, give ports to."""
+    for text in chains.get(name, ()) if depth < DEPTH else ():
+        found = _translation(text)
+        if found:
+            protocol, first, last, mapping, target, step, rewrite = found
+            for port in range(first, last + 1):
+                yield scope, port_key(protocol, port), target + step * (port - first), mapping, rewrite
+            continue
+        condition, jumps, target_name = text.rpartition("-j ")
+        if jumps and target_name.startswith(rules.PREFIX):
+            # A branch of a tree of ports, or what both sides share, is in the same scope.
+            same = target_name == rules.ALL or condition.startswith("-p ")
+            inner = scope if same else _narrower(scope, condition.split(), side, family)
             if inner is not None:
                 yield from _walk(chains, target_name, side, family, inner, depth + 1)
 
@@ -222,6 +183,7 @@ def _span(text: str, mark: str) -> tuple[int, int] | None:
     return (low, high) if 0 <= low <= high else None
 
 
+@lru_cache(1 << 17)  # of both families together; both sides have mostly the same
 def _translation(text: str) -> tuple[int, int, int, str, int, int, str] | None:
     """(protocol, first, last, mapping, first target, step between targets, rewrite) of a rule of ports."""
     found = text.split(" ")
@@ -282,83 +244,3 @@ def _walk_guards(chains: rules.Chains, name: str, address: str, depth: int) -> I
         if jumps and target.startswith(rules.PREFIX):
             at = condition[3:].partition("/")[0] if condition.startswith("-d ") else address
             yield from _walk_guards(chains, target, at, depth + 1)
-
-
-def _all_damage(wanted: dict[str, rules.Tables], ours: dict[str, rules.Tables], saved: Saved) -> Iterator[Damage]:
-    return (found for family in ours for found in _damage(family, wanted[family], ours[family], saved[family]))
-
-
-def _damage(family: str, wanted: rules.Tables, ours: rules.Tables, saved: dict[str, SavedTable]) -> Iterator[Damage]:
-    """How what was read differs from what the guess would be written as."""
-    tool = "ip6tables" if family == "ipv6" else "iptables"
-    for table in ("nat", "filter"):
-        expected, found = wanted[table], ours[table]
-        for chain in [*expected, *(name for name in found if name not in expected)]:
-            place = f"{tool} {table} {printable(chain)}"
-            if chain not in expected and chain.startswith(rules.PREFIX):
-                yield Damage("remove", f"{place}: nothing leads to this chain", _serves(found, [chain]))
-            elif chain not in found:
-                yield Damage("add", f"{place}: it is missing", _serves(expected, [chain]))
-            elif expected.get(chain) != found[chain]:
-                yield from _rules_damage(place, expected.get(chain, []), found[chain], expected, chain)
-        for _, chain in (spot for spot in rules.BUILTIN if spot[0] == table and spot[1] in expected):
-            before = _before(saved, table, chain)
-            if before and expected[chain] == found.get(chain):
-                place = f"{tool} {table} {chain}"
-                words_ = f"{place}: our jump is not first: {plural(len(before), 'rule')} of others before it, "
-                yield Damage("change", words_ + f"such as {before[0].text[:80]}", _serves(expected, [chain]))
-
-
-def _before(saved: dict[str, SavedTable], table: str, chain: str) -> list[SavedRule]:
-    """The rules of others that stand before our jump in a built-in chain."""
-    kept = saved[table].rules.get(chain, []) if table in saved else []
-    first = next((i for i, rule in enumerate(kept) if leads_to_us(rule.text)), 0)
-    return kept[:first]
-
-
-def _rules_damage(
-    place: str, expected: list[str], found: list[str], chains: rules.Chains, chain: str
-) -> Iterator[Damage]:
-    gone, new = _without(expected, found), _without(found, expected)
-    for text in gone:
-        yield Damage("add", f"{place}: a rule is missing: {text}", _behind(text, chain, chains))
-    for text in new:
-        words = f"{place}: a rule is not ours, or stands here twice: {printable(text)}"
-        yield Damage("remove", words, _behind(text, chain, chains))
-    if not gone and not new:
-        yield Damage("change", f"{place}: the rules are in another order", _serves(chains, [chain]))
-
-
-def _behind(text: str, chain: str, chains: rules.Chains) -> tuple[str, ...]:
-    """The mappings that a rule is about; of one that is nothing of ours, all that are served by its chain."""
-    if commented(text):
-        return (commented(text),)
-    return _serves(chains, [text.rpartition("-j ")[2] if leads_to_us(text) else chain])
-
-
-def _without(texts: Iterable[str], others: Iterable[str]) -> list[str]:
-    """Those of `texts` that are not in `others`, each as often as it is too many."""
-    left: dict[str, int] = {}
-    for text in others:
-        left[text] = left.get(text, 0) + 1
-    found = []
-    for text in texts:
-        if left.get(text, 0):
-            left[text] -= 1
-        else:
-            found.append(text)
-    return found
-
-
-def _serves(chains: rules.Chains, names: Iterable[str]) -> tuple[str, ...]:
-    """The mappings of which rules are in these chains, or in those that they lead to."""
-    pending, seen, found = list(names), set[str](), set[str]()
-    while pending:
-        name = pending.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for text in chains.get(name, ()):
-            found.add(commented(text))
-            pending.append(text.rpartition("-j ")[2])
-    return tuple(sorted(found - {""}))

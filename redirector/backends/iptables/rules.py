@@ -12,10 +12,11 @@ There is a rule for each run of ports and none for each port: DNAT shifts a rang
 cannot, so a shifted range with `rewrite = "redirect"` is a rule for each port. More than FLAT rules of ports in one
 place become a tree: the range of ports is cut in FAN blocks again and again, and a packet passes some dozens of rules
 at most, whatever their number. Blocks are aligned to multiples of their size, so that a port that comes or goes changes
-the one chain that it is in. What arrives and what the host sends to itself mostly find the same ports: a chain of the
-tree that would be the same for both is there once, and both lead to it.
+the one chain that it is in.
 
 The guards of exclusive mappings are in the filter table, which iptables changes apart from nat.
+
+What counts for both sides alike and everybody is in one chain, REDIRECTOR-ALL, that -IN and -OUT end with.
 
 Chains are named by a digest of what they are for: iptables has room for 28 characters. What a chain means is told by
 the way to it, never by its name (see `reading`).
@@ -24,8 +25,11 @@ the way to it, never by its name (see `reading`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
+from operator import or_
 from zlib import adler32, crc32
 
+from redirector import naming
 from redirector.model import PROTOCOLS, Ports
 from redirector.program import (
     Dispatch,
@@ -41,9 +45,10 @@ from redirector.program import (
 )
 from redirector.records import NamedTuple
 
-PREFIX = "REDIRECTOR"
-TOP = {"arriving": f"{PREFIX}-IN", "own": f"{PREFIX}-OUT"}  # by chain of the Program
-GUARD = f"{PREFIX}-GUARD"
+PREFIX = "REDIRECTOR-"
+TOP = {"arriving": f"{PREFIX}IN", "own": f"{PREFIX}OUT"}  # by chain of the Program
+ALL = f"{PREFIX}ALL"
+GUARD = f"{PREFIX}GUARD"
 LOCAL = "-m addrtype --dst-type LOCAL -j "
 GUARDED = f"! -i lo -m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j {GUARD}"
 KEEP = "-m conntrack --ctstate INVALID"  # has no target: all that it does is to hold connection tracking
@@ -56,7 +61,6 @@ FAN = 32  # blocks to a chain of the tree
 
 Chains = dict[str, list[str]]
 Tables = dict[str, Chains]  # rules by chain, by table; of a built-in chain only those that are ours
-_Maps = tuple[tuple[str, str], ...]  # (rewrite, map) of each that a chain looks up
 
 
 class Item(NamedTuple):
@@ -70,25 +74,30 @@ class Item(NamedTuple):
 
 def encode(program: Program | None, family: str) -> Tables:
     """The rules for one family, in the words and the order in which iptables-save has them."""
-    return encode_all(program, [family])[family]
+    return encoded(program, (family,))[family]
 
 
-def encode_all(program: Program | None, families: Iterable[str]) -> dict[str, Tables]:
-    """As `encode`, by family: what the families have alike is worked out once."""
-    items: dict[_Maps, list[Item]] = {}
-    if program is None or not program.chains:
-        return {family: {"nat": {}, "filter": {}} for family in families}
-    return {f: {"nat": _Nat(program, f, items).chains, "filter": _guards(program, f)} for f in families}
+def encoded(program: Program | None, families: Iterable[str]) -> dict[str, Tables]:
+    """The rules for each family: see `encode`. What is the same in all of them is made once."""
+    found: dict[str, Tables] = {family: {"nat": {}, "filter": {}} for family in families}
+    items: _Items = {}
+    for family, tables in found.items():
+        if program is not None and program.chains:
+            tables["nat"] = _Nat(program, family, items).chains
+            tables["filter"] = _guards(program, family)
+    return found
+
+
+_Items = dict[tuple[tuple[str, ...], ...], list[Item]]  # by the maps that they are made from
 
 
 class _Nat:
-    """The nat table: `chains`. `items` keeps the rules of ports by the maps that they come from."""
+    """The nat table: `chains`."""
 
-    def __init__(self, program: Program, family: str, items: dict[_Maps, list[Item]]) -> None:
-        self.program, self.family, self.items = program, family, items
+    def __init__(self, program: Program, family: str, items: _Items) -> None:
+        self.program, self.family, self._items = program, family, items
         self.chains: Chains = {}
         self._any = False
-        self._trees: dict[str, tuple[list[Item], list[str]]] = {}  # by scope
         for base, chain in (("prerouting", "arriving"), ("output", "own")):
             if LocalJump(chain) in program.chains[base].rules:
                 self.chains[base.upper()] = [LOCAL + TOP[chain]]
@@ -99,29 +108,49 @@ class _Nat:
     def _chain(self, name: str) -> str:
         """Write a chain and all that it leads to; its name, "" where nothing of this family is in it."""
         texts: list[str] = []
-        maps: _Maps = ()
+        looked_up: list[Translate] = []
         for rule in self.program.chains[name].rules:
-            if not isinstance(rule, Translate):
+            if isinstance(rule, Translate):
+                looked_up.append(rule)
+            else:
                 texts += [f"{condition} -j {chain}".lstrip() for condition, chain in self._jumps(rule) if chain]
-            elif rule.family in ("", self.family):
-                maps += ((rule.rewrite, rule.map),)
-        if maps not in self.items:
-            self.items[maps] = _ports(self.program, maps)
-        items = self.items[maps]
+        shared = [rule for rule in looked_up if name in TOP and naming.serves_both(rule.map)]
+        items = self._ports(rule for rule in looked_up if rule not in shared)
         if not (texts or items) and name not in TOP:
             return ""
         self._any = self._any or bool(items)
         own = TOP.get(name) or named(name)
-        self.chains[own] = texts + self._tree(name, items)
+        self.chains[own] = texts + tree(own, items, self.chains)
+        if shared:
+            self._share(own, shared)
         return own
 
-    def _tree(self, name: str, items: list[Item]) -> list[str]:
-        side, _, scope = name.partition("_")
-        known, texts = self._trees.get(scope, ([], []))
-        if known is not items:
-            texts = tree(f"ports {scope}", items, self.chains, side)
-            self._trees[scope] = items, texts
-        return texts
+    def _share(self, own: str, shared: list[Translate]) -> None:
+        """Let a top chain end with what both of them lead to."""
+        if ALL not in self.chains:
+            items = self._ports(shared)
+            if not items:
+                return
+            self._any = True
+            self.chains[ALL] = tree(ALL, items, self.chains)
+        self.chains[own].append(f"-j {ALL}")
+
+    def _ports(self, looked_up: Iterable[Translate]) -> list[Item]:
+        """The rules of ports of these rules of a Program. That a mapping stands in one map for both families or in one
+        for each is all the same here, and so maps of one form are taken together."""
+        maps: dict[str, list[str]] = {}
+        for rule in looked_up:
+            if rule.family in ("", self.family):
+                maps.setdefault(rule.rewrite, []).append(rule.map)
+        known = tuple((rewrite, *names) for rewrite, names in maps.items())
+        if known not in self._items:
+            entries = {
+                rewrite: reduce(or_, (self.program.maps[name].entries for name in names))
+                for rewrite, names in maps.items()
+            }
+            found = (item for rewrite, some in entries.items() for item in _translations(rewrite, some))
+            self._items[known] = sorted(found)
+        return self._items[known]
 
     def _jumps(self, rule: Rule) -> Iterator[tuple[str, str]]:
         """(condition, chain) of each jump that a rule of a Program stands for."""
@@ -140,35 +169,28 @@ class _Nat:
                     yield f"{option} {key}/{length}", self._chain(value[0])
 
 
-def _ports(program: Program, maps: _Maps) -> list[Item]:
-    """The rules of ports of one chain. Maps of one form are taken together: that a mapping stands in one for both
-    families or in one for each is all the same here."""
-    entries: dict[str, Entries] = {}
-    for rewrite, name in maps:
-        found = program.maps[name].entries
-        entries[rewrite] = entries[rewrite] | found if rewrite in entries else found
-    return sorted(item for rewrite, found in entries.items() for item in _translations(rewrite, found))
-
-
 def _translations(rewrite: str, entries: Entries) -> Iterator[Item]:
     for mapping, protocol, ports, targets in runs(entries):
         if rewrite == "port":
             to = f":{targets}" if targets.size == 1 else f":{targets}/{ports.first}"
-            yield _item(protocol, ports, mapping, f"DNAT --to-destination {to}")
+            yield _item(protocol, ports, f"{mapping} -j DNAT --to-destination {to}")
         elif targets.size == 1:
-            yield _item(protocol, ports, mapping, f"REDIRECT --to-ports {targets}")
+            yield _item(protocol, ports, f"{mapping} -j REDIRECT --to-ports {targets}")
         else:
             for port, target in zip(range(ports.first, ports.last + 1), range(targets.first, 65536), strict=False):
-                yield _item(protocol, Ports(port, port), mapping, f"REDIRECT --to-ports {target}")
+                yield _item(protocol, Ports(port, port), f"{mapping} -j REDIRECT --to-ports {target}")
 
 
-def _item(protocol: int, ports: Ports, mapping: str, target: str, flags: str = "") -> Item:
-    first, last = ports
-    # As iptables-save has it: in quotes unless of letters, digits, "_" and "-" alone (xtables_save_string in
-    # libxtables/xtables.c). A mapping's name has nothing in it that would have to be escaped.
-    name = f'"{mapping}"' if "." in mapping else mapping
-    text = f"{_match(protocol, first, last)}{flags} -m comment --comment {name} -j {target}"
-    return Item(protocol, first, last, text)
+def _item(protocol: int, ports: Ports, rest: str, flags: str = "") -> Item:
+    text = f"{_match(protocol, ports.first, ports.last)}{flags} -m comment --comment {_quoted(rest)}"
+    return Item(protocol, ports.first, ports.last, text)
+
+
+def _quoted(rest: str) -> str:
+    """The comment (first word) as iptables-save has it: in quotes unless of letters, digits, "_" and "-" alone
+    (xtables_save_string in libxtables/xtables.c). A mapping's name has nothing in it that would have to be escaped."""
+    name, _, more = rest.partition(" ")
+    return f'"{name}" {more}' if "." in name else rest
 
 
 def _match(protocol: int, first: int, last: int) -> str:
@@ -194,9 +216,9 @@ def _guards(program: Program, family: str) -> Chains:
     jumps = []
     for address in sorted(filter(None, places)):
         chain = named(f"guard {address}")
-        chains[chain] = tree(f"guard {address}", sorted(places[address]), chains)
+        chains[chain] = tree(chain, sorted(places[address]), chains)
         jumps.append(f"-d {address}/{128 if family == 'ipv6' else 32} -j {chain}")
-    chains[GUARD] = jumps + tree("guard", sorted(places.get("", [])), chains)
+    chains[GUARD] = jumps + tree(GUARD, sorted(places.get("", [])), chains)
     return chains
 
 
@@ -204,34 +226,24 @@ def _refusals(family: str, entries: Entries) -> Iterator[Item]:
     for mapping, protocol, ports, _ in runs(entries):
         tcp = protocol == PROTOCOLS["tcp"]
         how = "tcp-reset" if tcp else UNREACHABLE[family]
-        yield _item(protocol, ports, mapping, f"REJECT --reject-with {how}", f" {SYN}" if tcp else "")
+        yield _item(protocol, ports, f"{mapping} -j REJECT --reject-with {how}", f" {SYN}" if tcp else "")
 
 
-def tree(name: str, items: list[Item], chains: Chains, side: str = "") -> list[str]:
-    """The rules of one chain for these items (sorted). Chains below it are added to `chains`, of which `name` says what
-    they are for; where the other side has those already, but not the same in them, `side` does, too."""
+def tree(name: str, items: list[Item], chains: Chains) -> list[str]:
+    """The rules of the chain `name` for these items (sorted); chains below it are added to `chains`."""
     if len(items) <= FLAT:
         return [item.text for item in items]
     protocols = sorted({item.protocol for item in items})
     texts = []
     for protocol in protocols:
         mine = [item for item in items if item.protocol == protocol]
-        what = f"{name} {protocol}"
-        below = _placed(_blocks(what, mine, 0, 65536, chains, side), what, chains, side)
+        below = named(f"{name} {protocol}")
         texts.append(f"-p {protocol_name(protocol)} -j {below}")
+        chains[below] = _blocks(below, mine, 0, 65536, chains)
     return texts
 
 
-def _placed(texts: list[str], what: str, chains: Chains, side: str) -> str:
-    """The name of the chain of these rules: one that is there already if it is the same."""
-    name = named(what)
-    if chains.setdefault(name, texts) != texts:
-        name = named(f"{side} {what}")
-        chains[name] = texts
-    return name
-
-
-def _blocks(what: str, items: list[Item], start: int, width: int, chains: Chains, side: str) -> list[str]:
+def _blocks(name: str, items: list[Item], start: int, width: int, chains: Chains) -> list[str]:
     """As `tree`, for items of one protocol within the `width` ports from `start` on."""
     size = width // FAN
     if len(items) <= FLAT or size < 1:
@@ -249,13 +261,13 @@ def _blocks(what: str, items: list[Item], start: int, width: int, chains: Chains
             texts.append(mine[0].text)
             continue
         first = start + block * size
-        inner = f"{what} {first} {size}"
-        below = _placed(_blocks(what, mine, first, size, chains, side), inner, chains, side)
+        below = named(f"{name} {first} {size}")
         texts.append(f"{_match(items[0].protocol, first, first + size - 1)} -j {below}")
+        chains[below] = _blocks(below, mine, first, size, chains)
     return texts
 
 
 def named(what: str) -> str:
     """The name of a chain: 27 characters of at most 28 (XT_EXTENSION_MAXNAMELEN, linux/netfilter/x_tables.h)."""
     data = what.encode()
-    return f"{PREFIX}-{crc32(data):08x}{adler32(data):08x}"
+    return f"{PREFIX}{crc32(data):08x}{adler32(data):08x}"

@@ -1,0 +1,40 @@
+"""The command that looks at the company that our rules are in: doctor."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from redirector.cli.app import DEFAULT_FILE, App, command
+from redirector.errors import printable
+
+
+@command
+@click.argument("file", required=False)
+def doctor(app: App, file: str | None) -> int:
+    """Say which backend was picked and why, and what in others' firewalls is in the way. Exits 2 with findings."""
+    from redirector import mappings, output_doctor, terminal
+    from redirector.choose import choose
+    from redirector.diagnose import findings
+    from redirector.host import firewalls
+    from redirector.selection import last_backend
+
+    with terminal.Progress(sys.stderr) as progress:
+        # Without a file there is still the host to look at; one that was named has to be there.
+        path = file or (DEFAULT_FILE if os.path.lexists(DEFAULT_FILE) else None)
+        progress(f"reading {printable(path or '')}")
+        ruleset = mappings.load(path) if path else None
+        app.enter_namespace()
+        progress("reading the firewalls of this host")
+        gathered = firewalls.gather(listing=True)
+        progress("comparing")
+        wanted = ruleset.settings.backend if ruleset else "auto"
+        choice = choose(gathered, wanted, last_backend(app.history()))
+        found = list(findings(ruleset, gathered, choice))
+    app.report(
+        lambda: output_doctor.doctor_text(choice, found, path, app.paint),
+        lambda: output_doctor.doctor_json(choice, found, path),
+    )
+    return 2 if found else 0
