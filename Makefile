@@ -71,6 +71,7 @@ packages:
 	command -v ip >/dev/null || missing="$$missing iproute2"; \
 	command -v iptables-nft-restore >/dev/null || missing="$$missing iptables"; \
 	command -v strace >/dev/null || missing="$$missing strace"; \
+	command -v curl >/dev/null || missing="$$missing curl"; \
 	/usr/bin/python3 -c 'import nftables' 2>/dev/null || missing="$$missing python3-nftables"; \
 	/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	$(INSTALL)
