@@ -55,15 +55,15 @@ PROPERTIES = (
 )
 
 
-def start(history: History, token: str, netns: str = "") -> None:
+def start(history: History, token: str, backend: str, netns: str = "") -> None:
     """Start a watchdog for the note with this token, in the network namespace of the caller (whose name is `netns`, if
-    it has one), and wait until it stands. Raises OSError if it does not."""
+    it has one), on the backend of this name, and wait until it stands. Raises OSError if it does not."""
     import redirector
 
     # -I: nothing in the caller's environment or folder reaches it; so the way to this package is told outright.
     home = os.path.dirname(os.path.dirname(os.path.abspath(redirector.__file__)))
     code = "import sys; sys.path.insert(0, sys.argv[1]); from redirector.watchdog import main; main()"
-    argv = [sys.executable, "-I", "-c", code, home, history.folder, token, _network()]
+    argv = [sys.executable, "-I", "-c", code, home, history.folder, token, _network(), backend]
     if systemd.booted() and not os.geteuid() and (netns or systemd.shares_our_network()):
         place = []
         if netns:
@@ -104,17 +104,18 @@ def _detach(argv: list[str]) -> None:
 
 
 def main() -> None:
-    """The watchdog's own life: arguments are the package's home, the state folder, the token, and the network."""
-    from redirector.selection import backend_for
+    """The watchdog's own life: arguments are the package's home, the state folder, the token, the network, and the
+    backend's name."""
+    from redirector.backends.opening import open_backend
 
-    _, folder, token, network = sys.argv[1:5]
+    _, folder, token, network, name = sys.argv[1:6]
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     history = History(folder, journal.tell)
     found = pending.read(history)
     if found is None or found.token not in (token, "") or network != _network():
         sys.exit(MISPLACED)
-    backend = backend_for("auto", history)
+    backend = open_backend(name)
     pending.boot_id()
     _tell_ready()
     _watch(backend, history, token)

@@ -90,7 +90,7 @@ def apply(
             replace_foreign=insist["replace_foreign"],
             verify=verify,
             expected=made.observed if made else "",
-            arm=_armed(history, confirm, app.netns) if confirm else None,
+            arm=_armed(history, confirm, backend.name, app.netns) if confirm else None,
             judge=judge,
         )
         with history.locked():
@@ -207,7 +207,7 @@ def cancel(app: App) -> int:
     return 0
 
 
-def _armed(history: History, seconds: float, netns: str) -> Arm:
+def _armed(history: History, seconds: float, backend: str, netns: str) -> Arm:
     """How `reconcile` makes sure that a change is taken back: a note, and a watchdog that stands before the commit."""
 
     def arm(generation: int) -> Callable[[], None]:
@@ -215,7 +215,7 @@ def _armed(history: History, seconds: float, netns: str) -> Arm:
 
         note = pending.arm(history, generation, seconds)
         try:
-            watchdog.start(history, note.token, netns)
+            watchdog.start(history, note.token, backend, netns)
         except OSError as error:
             pending.disarm(history)
             raise Refused(f"no watchdog could be started ({error.strerror}); nothing was changed") from None

@@ -9,7 +9,7 @@ import pytest
 
 from redirector import pending
 from redirector.history import Record
-from tests.kernel.echo import Answered
+from tests.kernel.echo import Answered, Refused
 from tests.kernel.lab import CLIENT, HOST, Lab
 from tests.kernel.product import Product, mapping
 from tests.kernel.watchdogs import watchdogs
@@ -56,6 +56,14 @@ def test_at_the_deadline(lab: Lab, product: Product) -> None:
     product.run("apply", "--confirm=1", product.file(NEW))
     await_watchdogs(lab)
     is_back(lab, product)
+
+
+def test_the_first_apply_of_all_is_drained(lab: Lab, product: Product) -> None:
+    """The watchdog comes before the first generation does: nothing there tells it where the mappings will be."""
+    product.run("apply", "--confirm=1", product.file(NEW))
+    await_watchdogs(lab)
+    assert lab.client.ask_tcp(HOST[0], 80) == Refused()
+    assert product.json("status", code=3)["state"] == "drained"
 
 
 def test_by_cancel_and_by_a_failed_probe(lab: Lab, product: Product) -> None:
