@@ -125,28 +125,28 @@ def test_where_no_service_can_do_it_a_process_does(tmp_path: Path) -> None:
     another namespace under the name that the caller gave."""
     scenario = f"""{FUNCTIONS}
 redirector cancel > /box/said; await none
-end() {{ watchdogs; processes; kill_all caller; }}
+end() {{ watchdogs; processes; kill_all "$1"; }}
 ip netns add one; ip netns add other
 
-call caller <<'END'
+call unnamed <<'END'
 unshare --net {REDIRECTOR} apply --confirm=1h {NEW}
 END
-end; redirector cancel > /box/said
+end unnamed; redirector cancel > /box/said
 
-call caller InaccessiblePaths=/usr/bin/systemd-run <<'END'
+call without InaccessiblePaths=/usr/bin/systemd-run <<'END'
 {REDIRECTOR} apply --confirm=1h {NEW}
 END
-end; redirector cancel > /box/said
+end without; redirector cancel > /box/said
 
-call caller PrivateTmp=yes <<'END'
+call elsewhere PrivateTmp=yes <<'END'
 {REDIRECTOR} --state-dir /tmp/state apply --confirm=1h {NEW}
 END
-end
+end elsewhere
 
-call caller BindPaths=/run/netns/one:/run/netns/other <<'END'
+call another BindPaths=/run/netns/one:/run/netns/other <<'END'
 {REDIRECTOR} --netns other apply --confirm=1h {NEW}
 END
-end
+end another
 """
     out = systemd_box.run(tmp_path, PREPARE, scenario).splitlines()
     assert out == ["exit 0", "0", "1"] * 4
