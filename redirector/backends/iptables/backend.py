@@ -66,17 +66,16 @@ class IptablesBackend:
 
     def observe(self) -> Snapshot:
         self._require()
-        saved = self._read()
-        foreign = reading.foreign_reason(saved)
-        self._saved, self._program = saved, Program({}, {}) if foreign else self._decoded(saved)
-        return Snapshot(self._program, 0, foreign, reading.counters(saved, self._program))
-
-    def _decoded(self, saved: reading.Saved) -> Program | None:
-        """As `reading.decode`. What is, word for word, what was written last needs no decoding."""
+        # What is, word for word, what was written last needs no second reading, and no decoding.
         program, tables = self._written
-        if program is not None and reading.held(saved) == tables and not displaced(saved):
-            return program
-        return reading.decode(saved)
+        saved = self._read(once=True) if program else {}
+        foreign = ""
+        if not program or reading.held(saved) != tables or displaced(saved):
+            saved = self._read()
+            foreign = reading.foreign_reason(saved)
+            program = Program({}, {}) if foreign else reading.decode(saved)
+        self._saved, self._program = saved, program
+        return Snapshot(program, 0, foreign, reading.counters(saved, program))
 
     def check(self, steps: Iterable[Step]) -> None:
         for family, text in self._texts(perform(self._program, steps)).items():
@@ -140,9 +139,9 @@ class IptablesBackend:
         if "ipv6" not in self._families and len(rules.encode(program, "ipv6")["nat"]) > 1:
             raise Refused(f"this kernel has no IPv6, and {self.name} cannot load rules for it", 'say family = "ipv4"')
 
-    def _read(self) -> reading.Saved:
+    def _read(self, *, once: bool = False) -> reading.Saved:
         try:
-            return commands.read(self._variant, self._families)
+            return commands.read(self._variant, self._families, once=once)
         except Failed as error:
             raise Unavailable(f"the rules cannot be read: {error}", "see: redirector doctor") from None
         except Unparsable as error:

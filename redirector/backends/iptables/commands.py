@@ -51,14 +51,15 @@ def find(variant: str, family: str, verb: str) -> str:
     raise Unavailable(f"there is no {name} on this host", "install the package iptables, or choose another backend")
 
 
-def read(variant: str, families: Iterable[str]) -> dict[str, dict[str, SavedTable]]:
+def read(variant: str, families: Iterable[str], *, once: bool = False) -> dict[str, dict[str, SavedTable]]:
     """The nat and filter tables of each family, with counters. Raises Failed, Unavailable, save.Unparsable, TryAgain.
 
     Where the kernel refuses it an answer, iptables-nft-save prints less, and tells of no error (seen with 1.8.9). So it
-    is asked twice, and has to print as many lines both times.
+    is asked twice, and has to print as many lines both times; but for those who know what it should print (`once`).
     """
     programs = {family: find(variant, family, "save") for family in families}
-    wanted = [family for family in programs if variant != "legacy" or _loaded(family)] * (2 if variant == "nft" else 1)
+    times = 2 if variant == "nft" and not once else 1
+    wanted = [family for family in programs if variant != "legacy" or _loaded(family)] * times
     for _ in range(READINGS):
         with contextlib.ExitStack() as stack:
             children = [stack.enter_context(_Child([programs[family], "-c"])) for family in wanted]
