@@ -83,7 +83,7 @@ def plan_for(ruleset: Ruleset, snapshot: Snapshot, *, purge: bool = False, repla
     if snapshot.foreign:
         held = observed is not None and observed.flags & TABLE_OWNER
         if held or not replace_foreign:
-            message = f"the kernel has a table inet redirector that is not ours: {snapshot.foreign}"
+            message = f"the kernel has something of our name that is not ours: {snapshot.foreign}"
             hint = "end that process: the kernel lets nobody else change its table, and it goes with it"
             raise Refused(message, hint if held else "rename or remove it, or insist with --replace-foreign")
         observed = Program({}, {}, 0, ("what somebody else made of the table",))

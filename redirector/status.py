@@ -62,12 +62,12 @@ def status(backend: Backend, history: History, *, waiting: bool = False) -> Stat
         return make("unknown", note=f"generation {current.generation}: {current.reason}; apply the file again")
     if record is None:
         if snapshot.foreign:
-            return make("absent", note=f"there is a table inet redirector that is not ours: {snapshot.foreign}")
+            return make("absent", note=f"there is something of our name that is not ours: {snapshot.foreign}")
         if snapshot.program is None:
             return make("absent", note="nothing was applied yet")
         return make("unknown", note="the kernel holds our table, but no generation is recorded here")
     if snapshot.foreign:
-        detail = f"a table of our name is not ours: {snapshot.foreign}"
+        detail = f"something of our name is not ours: {snapshot.foreign}"
         return make("drifted", [Drift("structure", None, detail)])
     if snapshot.program is None and (record.purged or not record.ruleset.enabled):
         return make("absent" if record.purged else "drained")

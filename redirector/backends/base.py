@@ -32,8 +32,8 @@ _NONE: Counters = MappingProxyType({})
 class Snapshot(NamedTuple):
     """What was observed: `program` is None where our table is absent.
 
-    `genid` is the kernel's generation number at which it was true. `foreign` says in words why a table of our name is
-    not ours ("" where it is, or there is none). `counters` is (packets, bytes) by counter.
+    `genid` is the kernel's generation number at which it was true. `foreign` says in words what has our name and why
+    it is not ours ("" where it is, or there is none). `counters` is (packets, bytes) by counter.
     """
 
     program: Program | None

@@ -74,7 +74,7 @@ def foreign_reason(saved: Saved) -> str:
     rest = [rule for tables in held(saved).values() for chains in tables.values() for rule in _chained(chains)]
     if not rest or any(_possible(text) for text in rest):
         return ""
-    return f"chains {rules.PREFIX}… have rules that are not ours, such as {printable(rest[0][:100])}"
+    return f"chains {rules.PREFIX}…: they have rules that we could not have written, such as {printable(rest[0][:100])}"
 
 
 def _chained(chains: rules.Chains) -> Iterator[str]:

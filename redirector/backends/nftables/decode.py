@@ -36,9 +36,9 @@ def foreign_reason(row: Attributes) -> str:
     flags = wire.number(row.get(wire.TABLE_FLAGS))
     if flags & wire.TABLE_OWNER_FLAG:
         owner = wire.number(row.get(wire.TABLE_OWNER))
-        return f"the process behind netlink port {owner} holds it with the owner flag"
+        return f"table inet redirector: the process behind netlink port {owner} holds it with the owner flag"
     mark = wire.parse_comment(row.get(wire.TABLE_USERDATA))
-    return "" if mark == MARK else "it does not carry our mark: somebody else made it"
+    return "" if mark == MARK else "table inet redirector: it does not carry our mark: somebody else made it"
 
 
 def hook(row: Attributes) -> Hook | None:
