@@ -20,6 +20,7 @@ from tests.racing import swapped
 from tests.strategies import mapping
 
 ATTEMPTS = 1500
+PATIENCE = 40  # times as many
 STRANGER = 4711
 GOOD, EVIL = b"version = 1\n", b"version = 666\n"
 
@@ -56,10 +57,13 @@ def evil(tmp_path: Path) -> Path:
     return path
 
 
-def outcomes(attempt: Callable[[], object], attempts: int = ATTEMPTS) -> Counter[str]:
-    """What became of so many attempts: "done", "unsafe", or the words of another refusal."""
+def outcomes(attempt: Callable[[], object], attempts: int = ATTEMPTS, kinds: int = 1) -> Counter[str]:
+    """What became of so many attempts: "done", "unsafe", or the words of another refusal. Of more, up to a bound, until
+    there were so many `kinds`: on a busy machine the other process may be at rest for a while."""
     found: Counter[str] = Counter()
-    for _ in range(attempts):
+    for number in range(PATIENCE * attempts):
+        if number >= attempts and len(found) >= kinds:
+            break
         try:
             attempt()
         except (BadConfiguration, Refused) as error:
@@ -91,18 +95,18 @@ class TestTheFile:
 
     def test_a_folder_that_is_another_one_a_moment_later(self, tmp_path: Path, good: Path, evil: Path) -> None:
         with swapped(tmp_path / "way", f"link:{good.parent}", f"link:{evil.parent}"):
-            found = outcomes(self.reader(tmp_path / "way" / "m.toml"))
+            found = outcomes(self.reader(tmp_path / "way" / "m.toml"), kinds=2)
         assert found.keys() == {"done", "unsafe"}
 
     def test_a_file_that_is_another_one_a_moment_later(self, tmp_path: Path, good: Path) -> None:
         theirs = put(tmp_path / "theirs.toml", EVIL, 0o644, STRANGER)
         with swapped(tmp_path / "m.toml", f"file:{good}", f"link:{theirs}"):
-            found = outcomes(self.reader(tmp_path / "m.toml"))
+            found = outcomes(self.reader(tmp_path / "m.toml"), kinds=2)
         assert found.keys() == {"done", "unsafe"}
 
     def test_a_folder_of_files(self, tmp_path: Path, good: Path, evil: Path) -> None:
         with swapped(tmp_path / "way", f"link:{good.parent}", f"link:{evil.parent}"):
-            found = outcomes(self.reader(tmp_path / "way"))
+            found = outcomes(self.reader(tmp_path / "way"), kinds=2)
         assert found.keys() == {"done", "unsafe"}
 
 
@@ -145,7 +149,7 @@ class TestTheState:
                 pass
 
         with swapped(state / "lock", f"file:{lock}", f"link:{victim}"):
-            found = outcomes(hold)
+            found = outcomes(hold, kinds=2)
         assert (victim.read_bytes(), victim.stat().st_mode, victim.stat().st_ctime_ns) == before
         assert found.pop("done") > 0
         assert found.total() > 0
@@ -181,7 +185,9 @@ class TestTheState:
         found: Counter[bool] = Counter()
         name = tmp_path / "state" / "generations" / "000001.json"
         with swapped(name, f"file:{tmp_path / 'b'}", f"link:{tmp_path / 'somebody'}"):
-            for _ in range(ATTEMPTS):
+            for number in range(PATIENCE * ATTEMPTS):
+                if number >= ATTEMPTS and len(found) == 2:
+                    break
                 read = History(history.folder).read(1)  # which remembers nothing
                 assert read == RECORD or isinstance(read, Unreadable)
                 found[read == RECORD] += 1
