@@ -33,8 +33,8 @@ CAP_NET_RAW = 13  # which the legacy variant needs for its socket
 
 
 class IptablesBackend:
-    """One of the two variants. Raises errors.Unavailable where its programs are missing, errors.NotPermitted without
-    CAP_NET_ADMIN (and CAP_NET_RAW for the legacy variant)."""
+    """One of the two variants. Raises errors.Unavailable where its programs are missing; observing and committing raise
+    errors.NotPermitted without CAP_NET_ADMIN (and CAP_NET_RAW for the legacy variant)."""
 
     def __init__(self, variant: str) -> None:
         self.name = f"iptables-{variant}"

@@ -171,9 +171,9 @@ def _narrower(scope: Scope, condition: list[str], side: str, family: str) -> Sco
     return None
 
 
-def _number(text: str, most: int = 65535) -> int:
-    """A number up to `most`, -1 for anything else."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= most else -1
+def _number(text: str) -> int:
+    """A port, -1 for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535 else -1
 
 
 def _span(text: str, mark: str) -> tuple[int, int] | None:
