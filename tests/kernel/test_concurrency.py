@@ -5,7 +5,6 @@ that is held with the owner flag in test_foreign.py.
 """
 
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -18,7 +17,6 @@ from tests.kernel.product import Product, handles, insist
 from tests.kernel.stress import ONE, OTHER, PARALLEL
 from tests.kernel.test_foreign import OTHERS, others
 
-SECONDS = 10.0  # in which every command ends, with the 5 s in which it tries again
 # So long each message to the kernel takes on its way: time enough for the other to commit, however busy the machine.
 DELAY_MICROSECONDS = 20_000
 ROUNDS = 10
@@ -59,12 +57,9 @@ def test_75_beside_a_writer_that_is_always_faster(lab: Lab, product: Product) ->
     before, numbers = handles(lab.host), product.history.numbers()
     slow = ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"inject=sendto:delay_enter={DELAY_MICROSECONDS}"]
     argv = [*slow, *lab.command("apply", product.file(OTHER), *insist())]
-    with writing(lab):
-        began = time.monotonic()
+    with writing(lab):  # that it ends at all is what the time-out asserts: how soon, only a quiet machine can tell
         done = lab.host.namespace.run(argv, env=lab.environment(), text=True, timeout=COMMAND_TIMEOUT)
-        took = time.monotonic() - began
     assert done.returncode == 75, done.stdout + done.stderr
     assert "nothing was changed" in done.stderr
-    assert took < SECONDS
     assert (handles(lab.host), product.history.numbers()) == (before, numbers)
     product.run("apply", product.file(OTHER))  # and then it is quiet
