@@ -1,6 +1,6 @@
 """Mapping files ↔ Ruleset. Reading reports every problem of a file in one run, each with its place.
 
-tomllib gives values without positions; positions are computed in a second pass over the text, and only after an
+tomli gives values without positions; positions are computed in a second pass over the text, and only after an
 error. `write` inverts `parse`, and `from_document` inverts `to_document` (the form kept in generations and plans).
 """
 
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from typing import Any
+
+import tomli
 
 from redirector import source
 from redirector.errors import BadConfiguration
@@ -163,21 +164,18 @@ def _decode(file: _File) -> list[Diagnostic]:
         return [file.at(line, column, 1, message, "save the file as UTF-8")]
     if file.text.startswith("\ufeff"):
         return [file.at(1, 1, 1, "the file starts with a byte order mark", "save it as UTF-8 without one")]
-    # tomllib's time grows with the square of the parts of a key: 20,000 take half a minute.
-    deep = re.search(_DEEP_KEY, file.text) if file.text.count(".") >= 64 else None
-    if deep:
-        line = file.text.count("\n", 0, deep.start()) + 1
-        column = deep.start() - file.text.rfind("\n", 0, deep.start())
-        return [file.at(line, column, 1, "not a mapping file: a key here has more than 64 parts")]
     try:
-        file.document = tomllib.loads(file.text)
-    except tomllib.TOMLDecodeError as error:
+        file.document = tomli.loads(file.text)
+    except tomli.TOMLDecodeError as error:
         from redirector.toml_positions import syntax_error_position
 
         message, place = syntax_error_position(error, file.text)
         return [file.at(place.line, place.column, place.length, f"not TOML: {message}")]
-    except RecursionError:
-        return [file.at(1, 1, 1, "not a mapping file: its values are nested too deep")]
+    except RecursionError:  # of values, or the parts of a key
+        deep = re.search(_DEEP_KEY, file.text)
+        start = deep.start() if deep else 0
+        line, column = file.text.count("\n", 0, start) + 1, start - file.text.rfind("\n", 0, start)
+        return [file.at(line, column, 1, "not a mapping file: its keys or values are nested too deep")]
     except ValueError as error:  # an integer of thousands of digits (sys.set_int_max_str_digits), an impossible date
         return [file.at(1, 1, 1, f"not TOML: {error}")]
     return []

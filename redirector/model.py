@@ -28,7 +28,7 @@ SIDES = (ARRIVING, OWN)
 
 
 class Problem(NamedTuple):
-    """Something wrong in a mapping file: `path` leads to it from the root of the document, as tomllib nests it.
+    """Something wrong in a mapping file: `path` leads to it from the root of the document, as tomli nests it.
 
     `at_key` tells that the key is at fault and not its value. `hint` says what to do ("" where the message does).
     `related` leads to another place that has to do with it: the other one of two that conflict.

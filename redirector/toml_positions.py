@@ -1,8 +1,8 @@
 """Where in a TOML text each key and each value stands: the second pass, made only after something was found wrong.
 
-Theory of operation. tomllib tells what a text means but not where. This scanner is its complement: it is given text
-that tomllib has accepted, so it need not judge anything, only find the boundaries of keys and values. It reads the
-text once from left to right and grows a tree of the same shape as tomllib's result, whose nodes hold offsets into the
+Theory of operation. tomli tells what a text means but not where. This scanner is its complement: it is given text
+that tomli has accepted, so it need not judge anything, only find the boundaries of keys and values. It reads the
+text once from left to right and grows a tree of the same shape as tomli's result, whose nodes hold offsets into the
 text. Between tokens it skips blanks, line ends, comments and commas alike, wherever they are; that is more than TOML
 allows, so it takes TOML 1.1's line ends inside inline tables too.
 
@@ -11,19 +11,20 @@ allows, so it takes TOML 1.1's line ends inside inline tables too.
 - A scalar in an array is a plain integer (its offset) instead of a node: a long list of ports stays small.
 - Only where things start is kept. Their lengths are read again from the text for the few that somebody asks for.
 
-Text that tomllib refuses may stop the scan at some point; what was found until then remains. Lines end with a line feed
-only: tomllib refuses every carriage return that no line feed follows, and the other separators that
+Text that tomli refuses may stop the scan at some point; what was found until then remains. Lines end with a line feed
+only: tomli refuses every carriage return that no line feed follows, and the other separators that
 `str.splitlines` knows are ordinary characters to TOML.
 """
 
 from __future__ import annotations
 
 import re
-import tomllib
 from array import array
 from bisect import bisect_left
 from contextlib import suppress
 from dataclasses import dataclass
+
+import tomli
 
 Path = tuple[str | int, ...]
 
@@ -41,7 +42,6 @@ _STRING_STOPS = {
     '"""': re.compile(r'\\.|"{3,5}'),
     "'''": re.compile(r"'{3,5}"),
 }
-_SUFFIX = re.compile(r" \(at (?:line ([0-9]+), column ([0-9]+)|end of document)\)\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,9 @@ class _InvalidText(Exception):
 
 
 class Positions:
-    """The places of all keys and values of a TOML text that tomllib accepts.
+    """The places of all keys and values of a TOML text that tomli accepts.
 
-    A path has a str for each key and an int, from 0, for each array item, like subscripts of tomllib's result; it is
+    A path has a str for each key and an int, from 0, for each array item, like subscripts of tomli's result; it is
     not a subscript of the text. For a path that is not there, the longest part of it that is there answers; for the
     empty path, the start of the text. Nothing here raises.
     """
@@ -84,7 +84,7 @@ class Positions:
         self._text = text
         self._root: _Table = {}
         self._line_feeds = array("I", (match.start() for match in re.finditer("\n", text)))
-        with suppress(_InvalidText, tomllib.TOMLDecodeError):
+        with suppress(_InvalidText, tomli.TOMLDecodeError):
             self._scan()
 
     def value(self, path: Path) -> Position:
@@ -204,7 +204,7 @@ class Positions:
             if text[start] in "\"'":
                 name = text[start + 1 : end - 1]
                 if text[start] == '"' and "\\" in name:
-                    name = tomllib.loads(f"x = {text[start:end]}")["x"]  # the escapes of this Python's TOML version
+                    name = tomli.loads(f"x = {text[start:end]}")["x"]  # with tomli's escapes
             else:
                 name = text[start:end]
             at = _end(_BLANK, text, end)
@@ -242,20 +242,12 @@ def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
     return match.end()
 
 
-def syntax_error_position(error: tomllib.TOMLDecodeError, text: str) -> tuple[str, Position]:
-    """What tomllib found wrong in `text`, without its "(at line 3, column 5)", and where.
+def syntax_error_position(error: tomli.TOMLDecodeError, text: str) -> tuple[str, Position]:
+    """What tomli found wrong in `text`, and where.
 
-    tomllib counts lines and columns from 1, columns in characters, after it has turned CRLF into LF, which moves no
+    tomli counts lines and columns from 1, columns in characters, after it has turned CRLF into LF, which moves no
     column. It may point one behind the end of a line, or of the text; further out is brought back to there.
     """
-    message, lines = str(error), text.split("\n")
-    suffix = _SUFFIX.search(message)
-    if "lineno" in (known := vars(error)):  # from Python 3.14 on
-        message, line, column = known["msg"], known["lineno"], known["colno"]
-    elif suffix:
-        message = message[: suffix.start()]
-        line, column = (int(suffix[1]), int(suffix[2])) if suffix[1] else (len(lines), len(lines[-1]) + 1)
-    else:
-        return message, Position(1, 1, 1)
-    line = min(line, len(lines))
-    return message, Position(line, min(column, len(lines[line - 1]) + 1), 1)
+    lines = text.split("\n")
+    line = min(error.lineno, len(lines))
+    return error.msg, Position(line, min(error.colno, len(lines[line - 1]) + 1), 1)

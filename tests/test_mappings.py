@@ -2,10 +2,10 @@
 
 import json
 import os
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomli
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -159,7 +159,7 @@ def test_problems_are_told_where_they_stand(text: str, words: str, hint: str) ->
     ],
 )
 def test_what_is_no_toml_is_told_where_it_stops_being_it(text: str, line: int) -> None:
-    """The column is tomllib's idea of it, and its tests' business; it must be one of that line."""
+    """The column is tomli's idea of it, and its tests' business; it must be one of that line."""
     (found,) = diagnostics(text)
     assert found.message.startswith("not TOML: ")
     assert found.line == line
@@ -332,7 +332,7 @@ def test_from_document_inverts_to_document(ruleset: Ruleset) -> None:
     document = to_document(ruleset)
     assert from_document(document) == ruleset
     assert from_document(json.loads(json.dumps(document))) == ruleset
-    assert {"mapping": []} | tomllib.loads(write(ruleset)) == document
+    assert {"mapping": []} | tomli.loads(write(ruleset)) == document
 
 
 @quick

@@ -7,7 +7,6 @@ A command gathers what it needs, calls one function of `reconcile`, prints by `o
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import os
 import sys
@@ -80,8 +79,6 @@ def group() -> None:
 def main() -> NoReturn:
     """Run, and end the process with the exit code that the kernel's state deserves."""
     _prepare_streams()
-    # A process of milliseconds leaves no garbage worth collecting, and 60,000 entries are expensive to walk.
-    gc.disable()
     _end(run())
 
 

@@ -7,8 +7,9 @@ TOML's parts and of our keys, long lists and many tables, bytes of no sense, and
 import json
 import random
 import re
-import tomllib
 from pathlib import Path
+
+import tomli
 
 from redirector import mappings, output, renderers, saved
 from redirector.backends.nftables.encode import Batch
@@ -215,7 +216,7 @@ def _check_place(found: Diagnostic) -> None:
         assert there == "\ufffd", found
     unknown = re.fullmatch('unknown key "(.{1,50})"', found.message)
     if unknown:
-        assert list(tomllib.loads(f"{there} = 0")) == [unknown[1]], found
+        assert list(tomli.loads(f"{there} = 0")) == [unknown[1]], found
 
 
 def _check_shown(found: Diagnostic) -> None:
