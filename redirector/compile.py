@@ -102,27 +102,40 @@ def skeleton(leaves: Iterable[PortMap], names: Iterable[str], priority: int) -> 
 def _leaves(mappings: Iterable[Mapping]) -> dict[PortMap, tuple[Entries, Entries]]:
     """Every map of ports with its entries, and those of its counting map."""
     leaves: dict[PortMap, tuple[Entries, Entries]] = {}
+    known: dict[tuple[object, ...], list[tuple[Entries, Entries]]] = {}  # of mappings that are alike
     for mapping in mappings:
-        sides: dict[Scope, str] = {}
-        for side, scope in mapping.claims:
-            sides[scope] = "" if scope in sides else side
-        for scope, side in sides.items():
-            family = "" if scope.family or mapping.family == "both" else mapping.family
-            entries, counts = leaves.setdefault(PortMap(side, scope, family, mapping.rewrite), ({}, {}))
+        alike = mapping.claims, mapping.family, mapping.rewrite
+        found = known.get(alike)
+        if found is None:
+            found = known[alike] = [leaves.setdefault(wanted, ({}, {})) for wanted in _wanted(mapping)]
+        for entries, counts in found:
             for protocol in mapping.protocol:
                 _fill(entries, counts, mapping, PROTOCOLS[protocol])
     return leaves
 
 
+def _wanted(mapping: Mapping) -> Iterator[PortMap]:
+    """The maps that a mapping's ports are in."""
+    sides: dict[Scope, str] = {}
+    for side, scope in mapping.claims:
+        sides[scope] = "" if scope in sides else side
+    for scope, side in sides.items():
+        family = "" if scope.family or mapping.family == "both" else mapping.family
+        yield PortMap(side, scope, family, mapping.rewrite)
+
+
 def _fill(entries: Entries, counts: Entries, mapping: Mapping, protocol: int) -> None:
-    base, name = port_key(protocol, 0), mapping.name
+    base, name, first_target = port_key(protocol, 0), mapping.name, mapping.to.first
     counter = (naming.counter(name), "")
-    for ports in mapping.listen:
-        keys = list(range(base + ports.first, base + ports.last + 1))  # the same numbers in both
+    for first, last in mapping.listen:
+        if first == last:
+            entries[base + first], counts[base + first] = (first_target, name), counter
+            continue
+        keys = list(range(base + first, base + last + 1))  # the same numbers in both
         if mapping.shifted:
-            entries.update((key, (port, name)) for key, port in zip(keys, range(mapping.to.first, 65536), strict=False))
+            entries.update((key, (port, name)) for key, port in zip(keys, range(first_target, 65536), strict=False))
         else:
-            entries.update(dict.fromkeys(keys, (mapping.to.first, name)))
+            entries.update(dict.fromkeys(keys, (first_target, name)))
         counts.update(dict.fromkeys(keys, counter))
 
 

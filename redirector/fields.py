@@ -6,7 +6,6 @@ Each `Field` has a parser (from `values`) that reports every problem that it fin
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +31,7 @@ from redirector.values import (
     choice,
     comment,
     interface,
+    is_name,
     kind,
     name,
     nearest,
@@ -115,65 +115,68 @@ SETTINGS: dict[str, Field] = {
 }
 
 
-def parse_table(table: object, fields: dict[str, Field], what: str, report: Report) -> dict[str, Any]:
+REQUIRED = tuple(key for key, spec in FIELDS.items() if spec.required)
+
+
+def parse_table(
+    table: object, fields: dict[str, Field], required: tuple[str, ...], what: str, report: Report
+) -> dict[str, Any]:
     """The parsed values of a TOML table by `fields`; None for those that are wrong. What is wrong is reported."""
     if not isinstance(table, dict):
         report(f"{what} must be a table, not the {kind(table)} {quoted(table)}")
         return {}
     values: dict[str, Any] = {}
-    missing = [name for name in fields if name not in table]
     misspelt: set[str] = set()
     for key, value in table.items():
         spec = fields.get(key)
         if spec is None:
-            near = nearest(key, missing)
+            near = nearest(key, [name for name in fields if name not in table])
             misspelt.add(near)
             hint = f'did you mean "{near}"?' if near else "the keys are: " + ", ".join(fields)
             report.at(key)(f"unknown key {quoted(key)}", hint, at_key=True)
             continue
         values[key] = spec.parse(value, report.at(key))
-    for key in missing:
-        if fields[key].required and key not in misspelt:
-            report(f"{what} has no {key}", f"add {key} = ... ({fields[key].doc})")
+    for key in required:
+        if key not in table and key not in misspelt:
+            called = f'mapping "{table["name"]}"' if is_name(table.get("name")) else what
+            report(f"{called} has no {key}", f"add {key} = ... ({fields[key].doc})")
     return values
 
 
 def parse_mapping(table: object, report: Report) -> Mapping | None:
     """One mapping from its TOML table; None if anything was wrong (and reported)."""
     before = len(report.problems)
-    label = f'mapping "{table["name"]}"' if isinstance(table, dict) and _is_name(table.get("name")) else "this mapping"
-    values = parse_table(table, FIELDS, label, report)
+    values = parse_table(table, FIELDS, REQUIRED, "this mapping", report)
     # What is wrong between keys is told even where another key is wrong by itself.
     between: list[Problem] = []
     listen, to = values.get("listen"), values.get("to")
     if listen and to:
         between += listen_problems(listen, to)
-    family, address, source = values.get("family", "both"), values.get("address", ()), values.get("source", ())
-    if None not in (family, address, source):
-        between += family_problems(family, address, source)
+    address, source = values.get("address", ()), values.get("source", ())
+    if address or source:
+        family = values.get("family", "both")
+        if None not in (family, address, source):
+            between += family_problems(family, address, source)
     for problem in between:
         # A list of one may stand in the file as a plain value: positions fall back to the key's.
         report.problems.append(problem._replace(path=report.path + problem.path))
     if len(report.problems) != before or not values:
         return None
-    values.setdefault("local", not (values.get("interface") or values.get("source")))
-    return Mapping(**values)
+    if "local" not in values:
+        values["local"] = not (values.get("interface") or source)
+    return Mapping.checked(values)
 
 
 def parse_settings(table: object, report: Report) -> Settings | None:
     before = len(report.problems)
-    values = parse_table(table, SETTINGS, "settings", report)
+    values = parse_table(table, SETTINGS, (), "settings", report)
     return Settings(**values) if len(report.problems) == before else None
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(NAME, value) is not None
 
 
 def _written(value: object) -> object:
     """A model value as TOML has it."""
     if isinstance(value, Ports):
-        return value.first if value.size == 1 else str(value)
+        return value.first if value.first == value.last else str(value)
     if isinstance(value, tuple):
         items = [_written(item) for item in value]
         return items[0] if len(items) == 1 else items
@@ -182,12 +185,11 @@ def _written(value: object) -> object:
 
 def document(mapping: Mapping) -> dict[str, Any]:
     """The shortest TOML table (as a dict) that means this mapping: keys at their defaults are left out."""
-    table: dict[str, Any] = {}
-    for key, spec in FIELDS.items():
-        value = getattr(mapping, key)
-        default = Mapping._field_defaults.get(key)
-        if key == "local":
-            default = not (mapping.interface or mapping.source)
-        if spec.required or value != default:
-            table[key] = _written(value)
-    return table
+    defaults = _NARROWED if mapping.interface or mapping.source else _DEFAULTS
+    pairs = zip(FIELDS, mapping, defaults, strict=True)
+    return {key: _written(value) for key, value, default in pairs if value != default}
+
+
+# What leaves a key out; nothing does where it is required.
+_DEFAULTS = tuple(Mapping._field_defaults.get(key) for key in FIELDS)
+_NARROWED = tuple(False if key == "local" else default for key, default in zip(FIELDS, _DEFAULTS, strict=True))

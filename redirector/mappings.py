@@ -130,6 +130,8 @@ def parse(files: list[source.SourceFile], backend: str = "") -> Ruleset:
 
 def _names_taken(files: list[_File], places: list[tuple[_File, int]]) -> list[Diagnostic]:
     """Names used twice where one of the two mappings is wrong in other ways (`ruleset_problems` sees the others)."""
+    if len(places) == sum(len(file.tables) for file in files):
+        return []
     valid = {(file.name, index) for file, index in places}
     first: dict[str, tuple[_File, int]] = {}
     found = []
@@ -198,7 +200,7 @@ def _read_tables(file: _File) -> list[tuple[int, Mapping]]:
         hint = "write [[mapping]], with double brackets" if isinstance(tables, dict) else ""
         root.at("mapping")(f"mapping must be an array of tables, not a {kind(tables)}", hint, at_key=True)
         return []
-    parsed = ((i, parse_mapping(table, root.at("mapping", i))) for i, table in enumerate(tables))
+    parsed = ((i, parse_mapping(table, Report(("mapping", i), file.problems))) for i, table in enumerate(tables))
     return [(i, mapping) for i, mapping in parsed if mapping]
 
 

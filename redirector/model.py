@@ -133,13 +133,25 @@ class Mapping(_MappingFields):
         return mapping
 
     @classmethod
+    def checked(cls, fields: dict[str, Any]) -> Mapping:
+        """The mapping of fields in which nothing is wrong: checking twice takes twice as long."""
+        return super().__new__(cls, **fields)
+
+    @classmethod
     def _make(cls, iterable: Iterable[Any]) -> Mapping:  # type: ignore[override]  # generic there, ours here
         return cls(*iterable)  # by which _replace validates as well
 
     @cached_property
     def claims(self) -> tuple[Claim, ...]:
         """What the mapping asks for, in a fixed order, none twice."""
+        if not self.narrowed and self.local:
+            return _EVERYBODY  # as most do; one object for all
         return tuple(_claims(self))
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether it is for some packets only: by source, address or interface."""
+        return bool(self.source or self.address or self.interface)
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -162,7 +174,8 @@ class Mapping(_MappingFields):
     @property
     def elements(self) -> int:
         """How many map elements the kernel would hold for this mapping; counted, not made: they may be too many."""
-        redirects = len(self.protocol) * self._scopes * sum(p.size for p in self.listen)
+        scopes = self._scopes if self.narrowed else 1
+        redirects = len(self.protocol) * scopes * sum([last - first + 1 for first, last in self.listen])
         guards = len(self.protocol) * max(1, len(self.address)) * self.to.size if self.exclusive else 0
         return redirects + guards
 
@@ -244,6 +257,9 @@ def _claims(mapping: Mapping) -> Iterator[Claim]:
     yield from sorted(seen)
 
 
+_EVERYBODY = Claim(ARRIVING, Scope()), Claim(OWN, Scope())
+
+
 def mapping_problems(mapping: Mapping) -> list[Problem]:
     """What is wrong between the fields of one mapping (each alone is the business of `values`)."""
     found = listen_problems(mapping.listen, mapping.to)
@@ -252,6 +268,8 @@ def mapping_problems(mapping: Mapping) -> list[Problem]:
 
 def listen_problems(listen: tuple[Ports, ...], to: Ports) -> list[Problem]:
     """Listened ranges against each other, and against the target."""
+    if len(listen) == 1 and to.first == to.last:
+        return []
     problems: list[Problem] = []
     if not listen:
         problems.append(Problem(("listen",), "listen is empty: name at least one port"))
@@ -300,7 +318,8 @@ def ruleset_problems(mappings: Iterable[Mapping]) -> list[Problem]:
     """
     problems: list[Problem] = []
     names: dict[str, int] = {}
-    groups: dict[tuple[str, Scope, str, str], list[tuple[int, int, int]]] = {}
+    groups: _Groups = {}
+    known: dict[tuple[Any, ...], list[list[_Range]]] = {}
     mappings = list(mappings)
     total, hint = 0, "name fewer sources, addresses or ports"
     for index, mapping in enumerate(mappings):
@@ -325,11 +344,9 @@ def ruleset_problems(mappings: Iterable[Mapping]) -> list[Problem]:
                 message = f'with "{mapping.name}" all mappings need {total:,} map elements; they may have {MAX_TOTAL:,}'
                 problems.append(Problem(("mapping", index, "listen"), message, hint))
             continue
-        for side, scope in mapping.claims:
-            for family in (scope.family,) if scope.family else mapping.families:
-                for protocol in mapping.protocol:
-                    group = groups.setdefault((side, scope, protocol, family), [])
-                    group.extend((ports.first, ports.last, index) for ports in mapping.listen)
+        for group in _groups_of(mapping, groups, known):
+            for first_port, last_port in mapping.listen:
+                group.append((first_port, last_port, index))
     reported: set[tuple[int, int]] = set()
     for (side, scope, protocol, _family), ranges in groups.items():
         for one, other, ports in _overlaps(ranges):
@@ -340,11 +357,29 @@ def ruleset_problems(mappings: Iterable[Mapping]) -> list[Problem]:
     return sorted(problems, key=lambda p: p.path[1])
 
 
-def _overlaps(ranges: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, Ports]]:
+_Range = tuple[int, int, int]  # first and last port, and the index of the mapping
+_Groups = dict[tuple[str, Scope, str, str], list[_Range]]  # by side, scope, protocol, family
+
+
+def _groups_of(mapping: Mapping, groups: _Groups, known: dict[tuple[Any, ...], list[list[_Range]]]) -> list[list[_Range]]:
+    """The groups in which a mapping's ranges may meet others; `known` remembers them for those that are alike."""
+    key = mapping.claims, mapping.protocol, mapping.family
+    found = known.get(key)
+    if found is None:
+        found = known[key] = [
+            groups.setdefault((side, scope, protocol, family), [])
+            for side, scope in mapping.claims
+            for family in ((scope.family,) if scope.family else mapping.families)
+            for protocol in mapping.protocol
+        ]
+    return found
+
+
+def _overlaps(ranges: list[_Range]) -> Iterator[tuple[int, int, Ports]]:
     """(index, other index, shared ports) for ranges (first, last, index) that share ports."""
-    if len(ranges) < 2:
-        return
     ranges.sort()
+    if all([later[0] > earlier[1] for earlier, later in pairwise(ranges)]):
+        return  # as in every good file
     active: list[tuple[int, int]] = []  # (last, index) of ranges that are still open; at most one in a good file
     for first, last, index in ranges:
         active = [(end, other) for end, other in active if end >= first][:8]

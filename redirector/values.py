@@ -16,6 +16,7 @@ from redirector.model import Ports, Problem
 Path = tuple[str | int, ...]
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+_NAME = re.compile(NAME).fullmatch
 RANGE = "([0-9]{1,5})-([0-9]{1,5})"
 # What the kernel accepts as an interface name (dev_valid_name: no "/", ":", white space), less what rule languages
 # give a meaning: quotes, backslash, "*" and iptables' "+".
@@ -27,6 +28,8 @@ PRIORITIES = (-199, 32767)
 
 class Report:
     """Collects problems under one path."""
+
+    __slots__ = ("path", "problems")
 
     def __init__(self, path: Path, problems: list[Problem]) -> None:
         self.path = path
@@ -85,6 +88,8 @@ def port(value: object, report: Report) -> int | None:
 
 def ports(value: object, report: Report) -> Ports | None:
     """A port, or "first-last"."""
+    if type(value) is int and 1 <= value <= 65535:
+        return Ports(value, value)
     if isinstance(value, str) and not value.isdigit():
         match = re.fullmatch(RANGE, value)
         if not match:
@@ -118,10 +123,14 @@ def boolean(value: object, report: Report) -> bool | None:
     return report(f"must be true or false, not {quoted(value)}", "without quotes" if isinstance(value, str) else "")
 
 
+def is_name(value: object) -> bool:
+    return isinstance(value, str) and _NAME(value) is not None
+
+
 def name(value: object, report: Report) -> str | None:
     if not isinstance(value, str):
         return _not_text(value, report, "a name")
-    if re.fullmatch(NAME, value):
+    if _NAME(value):
         return value
     return report(
         f"{quoted(value)} is no name: letters, digits, '.', '_' and '-', starting with a letter or digit, at most 63"

@@ -46,6 +46,7 @@ from redirector.program import COUNTS, INTERFACES, PORTS, Entries
 # The table's comment is the mark by which it is known as ours; it never changes (the kernel ignores updates of it).
 MARK = "made by redirector"
 CHUNK_BYTES = 60_000
+LARGE = 16  # from so many elements on a mapping's are written by themselves
 Body = tuple[int, int, bytes, str]  # (message type, flags, payload behind nfgenmsg, what it is about)
 
 _TABLE = text(TABLE)
@@ -146,15 +147,19 @@ class Batch:
                 yield from _chunked(wire.DELSETELEM, 0, name, doomed)
             case AddCounters(names):
                 for name in names:
-                    yield wire.NEWOBJ, NLM_F_CREATE, _counter(name) + nest(wire.OBJ_DATA), f"counter {name}"
+                    yield wire.NEWOBJ, NLM_F_CREATE, _counter(name) + _COUNTED, f"counter {name}"
             case DeleteCounters(names):
                 for name in names:
                     yield wire.DELOBJ, 0, _counter(name), f"counter {name}"
 
 
+_OF_TABLE = attr(wire.OBJ_TABLE, _TABLE)
+_IS_COUNTER = attr(wire.OBJ_TYPE, be32(wire.OBJECT_COUNTER))
+_COUNTED = nest(wire.OBJ_DATA)
+
+
 def _counter(name: str) -> bytes:
-    kind = attr(wire.OBJ_TYPE, be32(wire.OBJECT_COUNTER))
-    return attr(wire.OBJ_TABLE, _TABLE) + attr(wire.OBJ_NAME, text(name)) + kind
+    return _OF_TABLE + attr(wire.OBJ_NAME, text(name)) + _IS_COUNTER
 
 
 def _new_map(name: str, kind: str, capacity: int, set_id: int) -> bytes:
@@ -216,17 +221,34 @@ def _elements(kind: str, entries: Entries) -> Iterator[bytes]:
 
 
 def _port_elements(kind: str, entries: Entries) -> Iterator[bytes]:
-    """The common case, at the speed of memory: elements of one mapping differ in protocol, port and target only."""
+    """The common case, at the speed of memory: elements of names that are equally long differ in numbers and that name
+    only. So those of large mappings go by name, and those of small ones, together, by its length."""
     owner = 1 if kind == PORTS else 0  # the mapping, or its counter
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for key, value in entries.items():
         groups[value[owner]].append(key)
+    small: defaultdict[int, tuple[list[int], list[bytes]]] = defaultdict(lambda: ([], []))  # keys and names by length
     for name, keys in groups.items():
-        if kind == COUNTS:
-            yield from _strided(keys, attr(wire.ELEM_OBJREF, text(name)))
-        else:
-            about = attr(wire.ELEM_USERDATA, wire.comment(name)) if name else b""
-            yield from _strided(keys, _TARGET + about, [entries[key][0] for key in keys])
+        raw = text(name)[:-1]
+        if len(keys) >= LARGE:
+            yield from _strided(keys, _rest(kind, raw), _targets(kind, entries, keys))
+            continue
+        pooled, names = small[len(raw)]
+        pooled += keys
+        names += [raw] * len(keys)
+    for length, (keys, names) in small.items():
+        yield from _strided(keys, _rest(kind, bytes(length)), _targets(kind, entries, keys), names)
+
+
+def _targets(kind: str, entries: Entries, keys: list[int]) -> list[int]:
+    return [entries[key][0] for key in keys] if kind == PORTS else []
+
+
+def _rest(kind: str, name: bytes) -> bytes:
+    """What follows the key in an element: the target and the mapping's name, or its counter's."""
+    if kind == COUNTS:
+        return attr(wire.ELEM_OBJREF, name + b"\0")
+    return _TARGET + attr(wire.ELEM_USERDATA, wire.comment_of(name)) if name else _TARGET
 
 
 # An element's key by port, and its target, with zeros for the numbers; and where those stand in an element: behind the
@@ -236,13 +258,19 @@ _TARGET = nest(wire.ELEM_DATA, wire.data_value(bytes(2)))
 _PROTOCOL_AT = 4 + 4 + 4
 _PORT_AT = _PROTOCOL_AT + 4
 _TARGET_AT = _PORT_AT + 4 + 4 + 4
+# Where a name does: behind its attribute's header and what a comment begins with; or at once behind the header.
+_COMMENT_AT = _TARGET_AT + 4 + 4 + 2
+_COUNTER_AT = _PORT_AT + 4 + 4
 
 
-def _strided(keys: Sequence[int], rest: bytes, targets: Sequence[int] = ()) -> Iterator[bytes]:
-    """Elements that are alike but for their numbers: one template, repeated, into which those are written by stride.
+def _strided(
+    keys: Sequence[int], rest: bytes, targets: Sequence[int] = (), names: Sequence[bytes] = ()
+) -> Iterator[bytes]:
+    """Elements that are alike but for their numbers, and names of one length: one template, repeated, into which those
+    are written by stride.
 
-    `rest` is what follows the key, with `targets` beginning by `_TARGET`. Yields pieces of many elements, each of at
-    most CHUNK_BYTES.
+    `rest` is what follows the key, with `targets` beginning by `_TARGET`, and with room for `names` if there are any.
+    Yields pieces of many elements, each of at most CHUNK_BYTES.
     """
     template = nest(wire.LIST_ELEM, _KEY, rest)
     size = len(template)
@@ -258,4 +286,9 @@ def _strided(keys: Sequence[int], rest: bytes, targets: Sequence[int] = ()) -> I
         if targets:
             raw = struct.pack(f">{len(some)}H", *targets[start : start + step])
             piece[_TARGET_AT::size], piece[_TARGET_AT + 1 :: size] = raw[0::2], raw[1::2]
+        if names:
+            raw, length = b"".join(names[start : start + step]), len(names[0])
+            first = _COMMENT_AT if targets else _COUNTER_AT
+            for i in range(length):
+                piece[first + i :: size] = raw[i::length]
         yield bytes(piece)

@@ -149,8 +149,12 @@ def jump_target(data: bytes) -> str | None:
 
 def comment(value: str) -> bytes:
     """libnftnl's userdata for a comment: type, length, NUL-terminated text (nft 1.0.6 crashes without the NUL)."""
-    raw = text(value)
-    return bytes((COMMENT, len(raw))) + raw
+    return comment_of(text(value)[:-1])
+
+
+def comment_of(raw: bytes) -> bytes:
+    """As `comment`, of encoded text."""
+    return bytes((COMMENT, len(raw) + 1)) + raw + b"\0"
 
 
 def parse_comment(userdata: bytes | None) -> str | None:
