@@ -23,7 +23,9 @@ A scope that counts for both sides alike shares its maps between the two trees.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator
+from typing import TypeVar
 
 from redirector import naming
 from redirector.model import ARRIVING, FAMILIES, OWN, PROTOCOLS, SIDES, Mapping, Ruleset, Scope
@@ -52,19 +54,33 @@ from redirector.program import (
     port_key,
 )
 
+T = TypeVar("T")
+
+
+class _Every:
+    """A container that has everything."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
+EVERY = _Every()
 # Before filter chains at 0, at a priority that nobody else's default has. What we refuse is final whoever comes later.
 GUARD_PRIORITY = -10
 
 
-def compile_ruleset(ruleset: Ruleset) -> Program:
-    """The one Program for a Ruleset; that of an empty one drains: base chains, and a rule that holds conntrack."""
-    leaves = _leaves(ruleset.enabled)
+def compile_ruleset(ruleset: Ruleset, only: Container[str] = EVERY) -> Program:
+    """The one Program for a Ruleset; that of an empty one drains: base chains, and a rule that holds conntrack.
+
+    With `only`, names of mappings, it has the frame and the guards of all, but the ports and counters of these alone.
+    """
+    leaves = _leaves(ruleset.enabled, only)
     maps: dict[str, Map] = {}
     for wanted, (ports, counts) in leaves.items():
         maps[naming.port_map(wanted)] = Map(PORTS, ports)
         maps[naming.count_map(wanted)] = Map(COUNTS, counts)
     maps |= _guards(ruleset.enabled)
-    counters = frozenset(naming.counter(mapping.name) for mapping in ruleset.enabled)
+    counters = frozenset([naming.counter(mapping.name) for mapping in ruleset.enabled if mapping.name in only])
     return whole(leaves, maps, ruleset.settings.priority, counters)
 
 
@@ -99,19 +115,37 @@ def skeleton(leaves: Iterable[PortMap], names: Iterable[str], priority: int) -> 
     return Program(chains, maps)
 
 
-def _leaves(mappings: Iterable[Mapping]) -> dict[PortMap, tuple[Entries, Entries]]:
+def sizes(mappings: Iterable[Mapping]) -> Counter[str]:
+    """How many entries mappings have in each map of ports or counts, by name; counted, not made."""
+    found: Counter[str] = Counter()
+    for maps, mapping in _alike(
+        mappings, lambda m: [f(w) for w in _wanted(m) for f in (naming.port_map, naming.count_map)]
+    ):
+        size = len(mapping.protocol) * sum([last - first + 1 for first, last in mapping.listen])
+        for name in maps:
+            found[name] += size
+    return found
+
+
+def _leaves(mappings: Iterable[Mapping], only: Container[str]) -> dict[PortMap, tuple[Entries, Entries]]:
     """Every map of ports with its entries, and those of its counting map."""
     leaves: dict[PortMap, tuple[Entries, Entries]] = {}
-    known: dict[tuple[object, ...], list[tuple[Entries, Entries]]] = {}  # of mappings that are alike
+    for maps, mapping in _alike(mappings, lambda m: [leaves.setdefault(wanted, ({}, {})) for wanted in _wanted(m)]):
+        if mapping.name in only:
+            for entries, counts in maps:
+                for protocol in mapping.protocol:
+                    _fill(entries, counts, mapping, PROTOCOLS[protocol])
+    return leaves
+
+
+def _alike(mappings: Iterable[Mapping], make: Callable[[Mapping], T]) -> Iterator[tuple[T, Mapping]]:
+    """Each mapping with what `make` gives for its claims: made once for all that are alike, as thousands may be."""
+    known: dict[tuple[object, ...], T] = {}
     for mapping in mappings:
         alike = mapping.claims, mapping.family, mapping.rewrite
-        found = known.get(alike)
-        if found is None:
-            found = known[alike] = [leaves.setdefault(wanted, ({}, {})) for wanted in _wanted(mapping)]
-        for entries, counts in found:
-            for protocol in mapping.protocol:
-                _fill(entries, counts, mapping, PROTOCOLS[protocol])
-    return leaves
+        if alike not in known:
+            known[alike] = make(mapping)
+        yield known[alike], mapping
 
 
 def _wanted(mapping: Mapping) -> Iterator[PortMap]:

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from redirector import store
+from redirector import layout, store
 from redirector.errors import NotFound, Refused, printable
 from redirector.journal import Entry, ignore
 from redirector.mappings import digest, from_document, to_document
@@ -63,22 +63,17 @@ class History:
     def __init__(self, folder: str, tell: Callable[[Entry], None] = ignore) -> None:
         self.folder = folder
         self.tell = tell
-        self._generations = os.path.join(folder, "generations")
-        self._known: tuple[tuple[int, ...], Record] | None = None  # what was read last, and of which file
+        self._generations = layout.generations(folder)
+        self._known: tuple[layout.Key, Record] | None = None  # what was read last, and of which file
 
     def numbers(self) -> list[int]:
         """Every generation that has a file, readable or not, in ascending order."""
         try:
-            names = os.listdir(self._generations)
-        except FileNotFoundError:
-            return []
+            return layout.numbers(self.folder)
         except NotADirectoryError:
             raise Refused(f"{printable(self._generations)} is not a folder", "choose another --state-dir") from None
         except PermissionError:
             raise store.forbidden(self.folder) from None
-        stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
-        found = ((int(stem), stem) for stem in stems if stem.isascii() and stem.isdigit())
-        return sorted(number for number, stem in found if stem == f"{number:06d}")
 
     def current(self) -> Record | Unreadable | None:
         """The latest generation; None before the first."""
@@ -87,11 +82,9 @@ class History:
 
     def read(self, number: int) -> Record | Unreadable:
         """One generation. Raises NotFound where there is none of that number."""
-        # Files are replaced and never written to, so the same file has the same content; and it may be large.
-        key: tuple[int, ...] = ()
+        key: layout.Key = ()
         with contextlib.suppress(OSError):  # which reading it will tell
-            status = os.lstat(self._path(number))
-            key = (number, status.st_ino, status.st_dev, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+            key = layout.record_key(self.folder, number)  # the same file has the same content; and it may be large
         if key and self._known and self._known[0] == key:
             return self._known[1]
         found = self._read(number)
@@ -159,7 +152,7 @@ class History:
         return store.locked(self.folder)
 
     def _path(self, number: int) -> str:
-        return os.path.join(self._generations, f"{number:06d}.json")
+        return layout.record(self.folder, number)
 
     def _confirmed(self, number: int) -> bool:
         record = self.read(number)

@@ -361,7 +361,9 @@ _Range = tuple[int, int, int]  # first and last port, and the index of the mappi
 _Groups = dict[tuple[str, Scope, str, str], list[_Range]]  # by side, scope, protocol, family
 
 
-def _groups_of(mapping: Mapping, groups: _Groups, known: dict[tuple[Any, ...], list[list[_Range]]]) -> list[list[_Range]]:
+def _groups_of(
+    mapping: Mapping, groups: _Groups, known: dict[tuple[Any, ...], list[list[_Range]]]
+) -> list[list[_Range]]:
     """The groups in which a mapping's ranges may meet others; `known` remembers them for those that are alike."""
     key = mapping.claims, mapping.protocol, mapping.family
     found = known.get(key)
@@ -378,7 +380,7 @@ def _groups_of(mapping: Mapping, groups: _Groups, known: dict[tuple[Any, ...], l
 def _overlaps(ranges: list[_Range]) -> Iterator[tuple[int, int, Ports]]:
     """(index, other index, shared ports) for ranges (first, last, index) that share ports."""
     ranges.sort()
-    if all([later[0] > earlier[1] for earlier, later in pairwise(ranges)]):
+    if all(later[0] > earlier[1] for earlier, later in pairwise(ranges)):
         return  # as in every good file
     active: list[tuple[int, int]] = []  # (last, index) of ranges that are still open; at most one in a good file
     for first, last, index in ranges:

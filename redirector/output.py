@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from redirector.plan import Plan
     from redirector.program import Route
     from redirector.reconcile import Outcome
-    from redirector.status import Drift, Status
+    from redirector.report import Drift, Status
     from redirector.terminal import Paint
 
 SIGNS = {"add": ("+", "green"), "remove": ("-", "red"), "change": ("~", "yellow")}
@@ -221,28 +221,31 @@ def pending_json(waiting: Pending | None) -> dict[str, Any] | None:
 
 def mending(status: Status) -> str:
     """The command that brings back what the last generation says."""
-    record = status.record
+    head = status.head
     flag = " --replace-foreign" if any("is not ours: " in drift.detail for drift in status.drift) else ""
-    if record is None or record.action != "apply" or not record.origin.startswith("/"):
-        return f"redirector rollback{flag} {record.generation}" if record else "redirector apply"
-    return f"redirector apply{flag} {printable(record.origin)}"
+    if head is None or head.action != "apply" or not head.origin.startswith("/"):
+        return f"redirector rollback{flag} {head.generation}" if head else "redirector apply"
+    return f"redirector apply{flag} {printable(head.origin)}"
 
 
-def status_text(status: Status, file_note: str, paint: Paint, waiting: Pending | None = None) -> str:
+def status_text(
+    status: Status, file_note: str, paint: Paint, waiting: Pending | None = None, *, counters: bool = False
+) -> str:
+    """The state, and what drifts; with `counters`, or where anything drifts, each mapping."""
     words, colour = STATES[status.state]
-    record = status.record
+    head = status.head
     parts = [paint(words, colour), status.backend]
-    if record:
-        parts.append(
-            f"generation {record.generation}, {record.action} of {record.applied_at} by {printable(record.author)}"
-        )
+    if head:
+        parts.append(f"generation {head.generation}, {head.action} of {head.applied_at} by {printable(head.author)}")
+        disabled = head.mappings - head.enabled
+        parts.append(plural(head.mappings, "mapping") + (f" ({disabled} disabled)" if disabled else ""))
     lines = [" · ".join(parts)]
-    if record and record.ruleset.mappings:
-        drifted = status.drifted
-        width = max(len(m.name) for m in record.ruleset.mappings)
+    if status.mappings and (status.drift or counters):
+        drifted, connections = status.drifted, status.connections or {}
+        width = max(len(m.name) for m in status.mappings)
         lines.append("")
-        for mapping in record.ruleset.mappings:
-            taken = plural(status.connections.get(mapping.name, 0), "connection")
+        for mapping in status.mappings:
+            taken = plural(connections.get(mapping.name, 0), "connection")
             state = "drifted" if mapping.name in drifted else "in sync" if mapping.enabled else "disabled"
             shade = {"drifted": "red", "in sync": "green", "disabled": "dim"}[state]
             lines.append(f"  {mapping.name.ljust(width)}  {paint(state.ljust(8), shade)}  {taken}")
@@ -259,24 +262,24 @@ def status_text(status: Status, file_note: str, paint: Paint, waiting: Pending |
 
 
 def status_json(status: Status, file: str, changed: bool | None, file_error: str) -> dict[str, Any]:
-    record = status.record
-    drifted = status.drifted
-    mappings = record.ruleset.mappings if record else ()
+    head, drifted, connections = status.head, status.drifted, status.connections or {}
+    mappings = [
+        {
+            "name": m.name,
+            "enabled": m.enabled,
+            "in_sync": m.name not in drifted,
+            "connections": connections.get(m.name, 0),
+        }
+        for m in status.mappings or ()
+    ]
     return {
         "state": status.state,
         "backend": status.backend,
-        "generation": record.generation if record else None,
-        "applied_at": record.applied_at if record else None,
+        "generation": head.generation if head else None,
+        "applied_at": head.applied_at if head else None,
+        "compared": status.compared,
         "drift": [{"kind": d.kind, "mapping": d.mapping, "detail": drift_detail(d)} for d in status.drift],
-        "mappings": [
-            {
-                "name": m.name,
-                "enabled": m.enabled,
-                "in_sync": m.name not in drifted,
-                "connections": status.connections.get(m.name, 0),
-            }
-            for m in mappings
-        ],
+        "mappings": None if status.connections is None else mappings,
         "file": file,
         "file_changed": changed,
         "file_error": file_error,

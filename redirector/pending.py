@@ -22,7 +22,7 @@ import time
 import zlib
 from typing import Any
 
-from redirector import store
+from redirector import layout, store
 from redirector.backends.base import Backend
 from redirector.errors import (
     NotFound,
@@ -40,7 +40,7 @@ from redirector.plan import make_plan
 from redirector.reconcile import Origin, Outcome, Wish, change
 from redirector.records import NamedTuple
 
-NOTE = "pending.json"
+NOTE = layout.NOTE
 
 
 class Pending(NamedTuple):

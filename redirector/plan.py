@@ -11,7 +11,8 @@ its name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from redirector.model import PROTOCOLS
@@ -100,25 +101,32 @@ Step = (
 )
 
 
-class Plan(NamedTuple):
-    """The way from `observed` to `desired`; None stands for no table at all."""
-
+class _PlanFields(NamedTuple):
     desired: Program | None
     observed: Program | None
     steps: tuple[Step, ...]
 
+
+class Plan(_PlanFields):
+    """The way from `observed` to `desired`; None stands for no table at all."""
+
     def __bool__(self) -> bool:
         return bool(self.steps)
 
-    @property
+    @cached_property
     def changes(self) -> tuple[Change, ...]:
         """What the steps mean, by mapping; never empty where there are steps, because drift must be told."""
-        from redirector.changes import Change, changes
+        from redirector.changes import Change
 
-        found = tuple(changes(self.desired, self.observed))
+        found = self._told()
         if self.steps and not found:
             return (Change("change", None, detail=f"the table differs ({len(self.steps)} steps)"),)
         return found
+
+    def _told(self) -> tuple[Change, ...]:
+        from redirector.changes import changes
+
+        return tuple(changes(self.desired, self.observed))
 
 
 def make_plan(desired: Program | None, observed: Program | None) -> Plan:
@@ -222,6 +230,19 @@ def changed_udp_ports(plan: Plan) -> set[int]:
             gone = [maps[step.name]] if isinstance(step, DeleteMap) else maps.values()
             keys.update(key for found in gone if found.kind == PORTS for key in found.entries if isinstance(key, int))
     return {key & 0xFFFF for key in keys if key >> 16 == PROTOCOLS["udp"]}
+
+
+def capacities_after(before: Mapping[str, int], steps: Iterable[Step]) -> dict[str, int]:
+    """How many entries each map can take, by name, after `steps`."""
+    found = dict(before)
+    for step in steps:
+        if isinstance(step, DeleteTable):
+            found.clear()
+        elif isinstance(step, DeleteMap):
+            found.pop(step.name, None)
+        elif isinstance(step, AddMap):
+            found[step.name] = step.capacity
+    return found
 
 
 def perform(program: Program | None, steps: Iterable[Step]) -> Program | None:

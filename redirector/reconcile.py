@@ -16,11 +16,13 @@ import contextlib
 import time
 from collections.abc import Callable
 
+from redirector import proving
 from redirector.backends.base import Backend, OutcomeDoubtful, Overtaken, Snapshot
 from redirector.compile import compile_ruleset
 from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain, printable
 from redirector.history import History, Record, Unreadable
 from redirector.journal import Entry
+from redirector.known import Known, plan_from
 from redirector.model import Ruleset
 from redirector.plan import Plan, changed_udp_ports, make_plan, program_digest
 from redirector.program import Program
@@ -39,11 +41,13 @@ Arm = Callable[[int], Callable[[], None]]
 
 
 class Origin(NamedTuple):
-    """Where a change comes from: the command, the file or generation, and who."""
+    """Where a change comes from: the command, the file or generation, and who; `stamp` is the file's (see
+    `source.stamp`)."""
 
     action: str
     source: str
     author: str
+    stamp: str = ""
 
 
 class Outcome(NamedTuple):
@@ -79,6 +83,8 @@ def desired_program(ruleset: Ruleset, purge: bool = False) -> Program | None:
 
 def plan_for(ruleset: Ruleset, snapshot: Snapshot, *, purge: bool = False, replace_foreign: bool = False) -> Plan:
     """What would lead from the snapshot to the ruleset. Raises Refused for a table that is not ours."""
+    if isinstance(snapshot, Known) and not purge:
+        return plan_from(snapshot, ruleset)
     observed = snapshot.program
     if snapshot.foreign:
         held = observed is not None and observed.flags & TABLE_OWNER
@@ -130,9 +136,10 @@ def _change(backend: Backend, history: History, wish: Wish, disarm: list[Callabl
     current = history.current()
     deadline = time.monotonic() + SECONDS
     overwritten = False
+    known = None if wish.verify else proving.known(backend, history)
     for _ in range(ATTEMPTS):
         try:
-            snapshot = backend.observe()
+            snapshot = known or backend.observe()
         except TryAgain:
             if time.monotonic() > deadline:
                 break
@@ -144,6 +151,7 @@ def _change(backend: Backend, history: History, wish: Wish, disarm: list[Callabl
         if wish.expected and not overwritten and program_digest(snapshot.program) != wish.expected:
             raise TryAgain("the kernel's redirects have changed since this plan was made", "plan again")
         plan = plan_for(wish.ruleset, snapshot, purge=wish.purge, replace_foreign=wish.replace_foreign)
+        known, trusted = None, known is not None
         if plan or not wish.ruleset.enabled:
             wish.judge(wish.ruleset, plan, snapshot)
         try:
@@ -153,6 +161,9 @@ def _change(backend: Backend, history: History, wish: Wish, disarm: list[Callabl
             overwritten = overwritten or isinstance(error, _Overwritten)
             if time.monotonic() > deadline:
                 break
+        except Refused:
+            if not trusted:
+                raise  # else it may be that what was taken for known is not so, and is read
     if overwritten:
         raise OutcomeUnknown(
             "the change was made, and others keep changing it right afterwards", "see: redirector status"
@@ -179,8 +190,10 @@ def _carry_out(
     nothing_ever = current is None and plan.desired is None and not plan
     if same or nothing_ever:
         # Healing drift, or nothing at all: the record stands.
-        if plan:
-            _commit(backend, plan, snapshot, wish.verify)
+        genid = _commit(backend, plan, snapshot, wish.verify)
+        if known:
+            stamp = wish.origin.stamp if wish.origin.source == known.origin else ""
+            proving.after(backend, history, known, plan, snapshot, genid, stamp)
         return Outcome(plan, known.generation if known else None, False)
     record = Record(
         generation=history.next_number(),
@@ -198,8 +211,7 @@ def _carry_out(
     try:
         if wish.arm and not disarm:
             disarm.append(wish.arm(record.generation))
-        if plan:
-            _commit(backend, plan, snapshot, wish.verify)
+        genid = _commit(backend, plan, snapshot, wish.verify)
     except BaseException:
         # An unknown outcome leaves no record either: status then compares with the last certain one.
         prepared.discard()
@@ -212,6 +224,7 @@ def _carry_out(
     except OSError as error:
         prepared.discard()
         _undo(backend, snapshot, f"the generation could not be recorded ({error.strerror})")
+    proving.after(backend, history, record, plan, snapshot, genid, wish.origin.stamp)
     with contextlib.suppress(RedirectorError, OSError):  # the next one will do it
         history.prune()
     return Outcome(plan, record.generation, True)
@@ -226,8 +239,11 @@ def _restart_flows(backend: Backend, ruleset: Ruleset, plan: Plan) -> int | None
         return None
 
 
-def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> None:
-    """One transaction, and the proof that it happened. Raises Overtaken, Refused, OutcomeUnknown."""
+def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> int:
+    """One transaction, if there is anything to do, and the proof that it happened: the genid at which what was wanted
+    is in force. Raises Overtaken, Refused, OutcomeUnknown."""
+    if not plan:
+        return snapshot.genid
     doubt = ""
     try:
         backend.commit(plan.steps, snapshot.genid)
@@ -236,10 +252,10 @@ def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> N
     else:
         with contextlib.suppress(RedirectorError, OSError):  # where the genid cannot be asked, everything is read back
             if not verify and backend.genid() == _after(snapshot.genid):
-                return
+                return _after(snapshot.genid)
     found = _read_back(backend)
     if not make_plan(plan.desired, found.program) and not found.foreign:
-        return
+        return found.genid
     if doubt and found.program == snapshot.program:
         raise Refused(f"the kernel did not take the transaction ({printable(doubt)}); nothing was changed", "try again")
     raise _Overwritten

@@ -13,12 +13,15 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterator
 
+from redirector import layout
 from redirector.errors import BadConfiguration, printable
 from redirector.records import NamedTuple
 
 MAX_BYTES = 16 << 20
+SETTLED_NS = 3 * 10**9  # more than a tick of the coarsest clock of a file system (FAT's: 2 s)
 LINKS = 40  # linux/namei.h, MAXSYMLINKS
 
 
@@ -27,6 +30,21 @@ class SourceFile(NamedTuple):
 
     name: str
     data: bytes
+
+
+def stamp(path: str) -> str:
+    """What changes with the content behind `path`: keys of the file, or of a folder and all its files. "" where that
+    cannot be told: there is none, it is "-", or it was changed so lately that another change could look the same."""
+    try:
+        found = os.stat(path)
+        states = [found]
+        if stat.S_ISDIR(found.st_mode):
+            states += [os.stat(os.path.join(path, entry)) for entry in _entries(path)]
+    except OSError:
+        return ""
+    if max(max(state.st_ctime_ns, state.st_mtime_ns) for state in states) > time.time_ns() - SETTLED_NS:
+        return ""
+    return " ".join("/".join(map(str, layout.file_key(state))) for state in states)
 
 
 def read(path: str, *, insist: bool = True) -> list[SourceFile]:
@@ -40,7 +58,7 @@ def read(path: str, *, insist: bool = True) -> list[SourceFile]:
     try:
         if not stat.S_ISDIR(os.stat(path).st_mode):
             return [_read_one(path, insist)]
-        entries = sorted(e for e in os.listdir(path) if e.endswith(".toml") and not e.startswith("."))
+        entries = _entries(path)
         if not insist:
             _judge_way(path)
     except OSError as error:
@@ -50,6 +68,11 @@ def read(path: str, *, insist: bool = True) -> list[SourceFile]:
     if not entries:
         raise BadConfiguration(f"{shown}: this folder holds no *.toml file", "put a mapping file into it")
     return [_read_one(os.path.join(path, entry), insist) for entry in entries]
+
+
+def _entries(folder: str) -> list[str]:
+    """The mapping files in a folder, in the order in which they count."""
+    return sorted(e for e in os.listdir(folder) if e.endswith(".toml") and not e.startswith("."))
 
 
 def _read_one(name: str, insist: bool) -> SourceFile:

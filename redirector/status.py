@@ -4,46 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from redirector import proving
 from redirector.backends.base import Backend, Snapshot
 from redirector.changes import Change
 from redirector.history import History, Record, Unreadable
 from redirector.naming import counted
 from redirector.plan import make_plan
-from redirector.program import Route
 from redirector.reconcile import desired_program
-from redirector.records import NamedTuple
-
-
-class Drift(NamedTuple):
-    """One difference between the kernel and the last applied generation, in mappings where it can be told so.
-
-    `kind`: missing, extra or changed (of a mapping's routes, or how they are counted), or structure (chains, rules,
-    maps, counters, the table). What is not of routes is told in `detail`. `extra` are routes that the kernel has and
-    should not, `missing` those that it lacks. `serves` names the mappings whose packets may go elsewhere because of it.
-    """
-
-    kind: str
-    mapping: str | None
-    detail: str
-    extra: tuple[Route, ...] = ()
-    missing: tuple[Route, ...] = ()
-    serves: tuple[str, ...] = ()
-
-
-class Status(NamedTuple):
-    """What the kernel holds against the last applied generation; `connections` by mapping, `record` None if unknown."""
-
-    state: str
-    backend: str
-    record: Record | None
-    drift: tuple[Drift, ...]
-    connections: dict[str, int]
-    note: str = ""
-
-    @property
-    def drifted(self) -> set[str]:
-        """The mappings that drift concerns."""
-        return {name for drift in self.drift for name in (drift.mapping, *drift.serves) if name}
+from redirector.report import Drift, Status
 
 
 def status(backend: Backend, history: History, *, waiting: bool = False) -> Status:
@@ -52,11 +20,11 @@ def status(backend: Backend, history: History, *, waiting: bool = False) -> Stat
     snapshot = backend.observe()
     connections = count_connections(snapshot)
     record = current if isinstance(current, Record) else None
-    name = backend.name
+    head, mappings = (proving.head(record), record.ruleset.mappings) if record else (None, None)
 
     def make(state: str, drift: Iterable[Drift] = (), note: str = "") -> Status:
-        known = record is not None and state != "absent"
-        return Status("pending" if waiting and known else state, name, record, tuple(drift), connections, note)
+        told = "pending" if waiting and head and state != "absent" else state
+        return Status(told, backend.name, head, tuple(drift), mappings, connections, note)
 
     if isinstance(current, Unreadable):
         return make("unknown", note=f"generation {current.generation}: {current.reason}; apply the file again")
@@ -76,7 +44,8 @@ def status(backend: Backend, history: History, *, waiting: bool = False) -> Stat
     if plan:
         gone = [Drift("structure", None, "the table is gone")] if snapshot.program is None else []
         return make("drifted", [*gone, *(_drift(c) for c in plan.changes)], _elsewhere(backend, record))
-    return make("in-sync" if record.ruleset.enabled else "drained")
+    proven = proving.prove(backend, history, record, snapshot.genid, proving.capacities(snapshot))
+    return make("in-sync" if record.ruleset.enabled else "drained")._replace(proof=proven)
 
 
 def _elsewhere(backend: Backend, record: Record) -> str:

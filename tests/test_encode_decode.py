@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redirector.backends.nftables import decode, wire
-from redirector.backends.nftables.encode import CHUNK_BYTES, MARK, Batch, header
+from redirector.backends.nftables.encode import CHUNK_BYTES, MARK, Batch
+from redirector.backends.nftables.message import header
 from redirector.backends.nftables.wire import be32, text
 from redirector.netlink import NLM_F_ACK, Message, attr, attributes, messages, nest, table
 from redirector.plan import (

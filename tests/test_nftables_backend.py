@@ -12,7 +12,8 @@ import pytest
 from redirector.backends.base import OutcomeDoubtful, Overtaken
 from redirector.backends.nftables import wire
 from redirector.backends.nftables.backend import READINGS, NftablesBackend, kernel_fault
-from redirector.backends.nftables.encode import MARK, header
+from redirector.backends.nftables.encode import MARK
+from redirector.backends.nftables.message import header
 from redirector.errors import NotPermitted, Refused, TryAgain, Unavailable
 from redirector.netlink import NLMSG_ERROR, DumpInterrupted, Message, NetlinkSocket, attr, messages
 from redirector.plan import AddChain, AddTable

@@ -61,7 +61,17 @@ def test_an_apply_commits_once_and_records_a_generation(history: History) -> Non
     assert len(backend.commits) == 1
     (record,) = history.all()
     assert isinstance(record, Record)
-    assert record[:2] + record[3:] == (1, "apply", "/etc/m.toml", "anna", "memory", "memory", WEB, True, False)
+    assert record[:2] + record[3:] == (
+        1,
+        "apply",
+        "/etc/m.toml",
+        "anna",
+        backend.identity(),
+        "memory",
+        WEB,
+        True,
+        False,
+    )
     assert files(history) == ["000001.json"]
 
 

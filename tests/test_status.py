@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 
+from redirector import proving
 from redirector.backends.base import Snapshot
 from redirector.backends.memory import MemoryBackend
 from redirector.compile import compile_ruleset
-from redirector.history import History
+from redirector.history import History, Record
 from redirector.model import Ports, Ruleset
 from redirector.program import Program, Route, port_key
 from redirector.reconcile import Origin, Wish, change
-from redirector.status import Drift, count_connections, status
+from redirector.report import Drift
+from redirector.status import count_connections, status
 from tests.strategies import mapping
 
 WEB = Ruleset((mapping("web", "80", "8080"), mapping("lan", "80", "8090", source=("10.0.0.0/8",), exclusive=True)))
@@ -62,7 +64,9 @@ def test_a_foreign_table_before_the_first_apply_is_told(history: History) -> Non
 def test_in_sync(backend: MemoryBackend, history: History) -> None:
     found = status(backend, history)
     assert (found.state, found.backend, found.drift, found.note) == ("in-sync", "memory", (), "")
-    assert found.record == history.current()
+    current = history.current()
+    assert isinstance(current, Record)
+    assert found.head == proving.head(current)
 
 
 def test_drift_is_told_by_mapping_down_to_one_entry(backend: MemoryBackend, history: History) -> None:
@@ -130,7 +134,7 @@ def test_after_a_purge_it_is_absent(backend: MemoryBackend, history: History) ->
 def test_a_damaged_generation_is_unknown(backend: MemoryBackend, history: History) -> None:
     (Path(history.folder) / "generations" / "000001.json").write_text("damaged")
     found = status(backend, history)
-    assert (found.state, found.record) == ("unknown", None)
+    assert (found.state, found.head) == ("unknown", None)
     assert "generation 1: its file is damaged" in found.note
 
 

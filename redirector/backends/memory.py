@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
+from itertools import count
 
 from redirector.backends.base import Overtaken, Snapshot
 from redirector.model import Ruleset
 from redirector.plan import DeleteTable, Step, perform
 from redirector.program import Program
+
+_numbers = count()
 
 
 class MemoryBackend:
@@ -21,13 +24,24 @@ class MemoryBackend:
     name = "memory"
 
     def __init__(self, program: Program | None = None) -> None:
-        self.program = program
+        self._program = program
         self.generation = 1
+        self._name = f"memory/{next(_numbers)}"
         self.commits: list[tuple[Step, ...]] = []
         self.foreign = ""
         self.restarted: list[set[int]] = []
         self._failure: tuple[Exception, bool] | None = None
         self._touches = 0
+
+    @property
+    def program(self) -> Program | None:
+        """What it holds; to put something else there is a foreign commit."""
+        return self._program
+
+    @program.setter
+    def program(self, program: Program | None) -> None:
+        self._program = program
+        self.generation += 1
 
     def touch(self, times: int = 1) -> None:
         """Somebody else commits before each of the next `times` commits of ours."""
@@ -53,7 +67,7 @@ class MemoryBackend:
         if failure and not failure[1]:
             raise failure[0]
         steps = tuple(steps)
-        self.program = perform(self.program, steps)
+        self._program = perform(self.program, steps)
         if DeleteTable() in steps:
             self.foreign = ""
         self.generation += 1
@@ -65,7 +79,7 @@ class MemoryBackend:
         return self.generation
 
     def identity(self) -> str:
-        return "memory"
+        return self._name
 
     def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
         self.restarted.append(set(ports))

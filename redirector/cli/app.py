@@ -46,13 +46,17 @@ class App:
 
         return paint_for(sys.stdout)
 
+    def state_folder(self) -> str:
+        """The folder of the history, of the network namespace that is worked on."""
+        folder = os.path.abspath(self.state_dir or os.environ.get("REDIRECTOR_STATE_DIR") or DEFAULT_STATE)
+        return os.path.join(folder, "netns", self.netns) if self.netns else folder
+
     def history(self) -> History:
         from redirector import journal
         from redirector.history import History
 
         if self._history is None:  # one for all: it remembers what it has read
-            folder = os.path.abspath(self.state_dir or os.environ.get("REDIRECTOR_STATE_DIR") or DEFAULT_STATE)
-            self._history = History(os.path.join(folder, "netns", self.netns) if self.netns else folder, journal.tell)
+            self._history = History(self.state_folder(), journal.tell)
         return self._history
 
     def enter_namespace(self) -> None:
@@ -94,11 +98,11 @@ class App:
         with history.locked():
             return pending.settle(backend, history)
 
-    def origin(self, action: str, source: str) -> Origin:
+    def origin(self, action: str, source: str, stamp: str = "") -> Origin:
         from redirector.host.facts import author
         from redirector.reconcile import Origin
 
-        return Origin(action, source, author(os.environ))
+        return Origin(action, source, author(os.environ), stamp)
 
     def findings_of(self, ruleset: Ruleset, plan: Plan, snapshot: Snapshot) -> list[Finding]:
         """Everything that the guards say; of a plan that does nothing, only whether there is nothing to do it for."""

@@ -60,6 +60,7 @@ def apply(
 
     with terminal.Progress(sys.stderr) as progress:
         progress(f"reading {printable(file)}")
+        stamp = source.stamp(file)
         files = source.read(file, insist=allow_unsafe_file)
         app.enter_namespace()
         made = _saved_plan(files)
@@ -86,7 +87,7 @@ def apply(
             return 0
         wish = reconcile.Wish(
             ruleset,
-            app.origin("apply", made.origin if made else _origin_path(file)),
+            app.origin("apply", made.origin, "") if made else app.origin("apply", _origin_path(file), stamp),
             replace_foreign=insist["replace_foreign"],
             verify=verify,
             expected=made.observed if made else "",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from redirector.cli.app import DEFAULT_FILE, App, choosing_backend, command, file_argument
 from redirector.errors import RedirectorError, plural, printable
+
+if TYPE_CHECKING:
+    from redirector.pending import Pending
+    from redirector.report import Status
 
 
 @command
@@ -65,41 +70,82 @@ def plan(app: App, file: str, out: str | None, replace_foreign: bool) -> int:
 
 @command
 @click.argument("file", required=False)
-def status(app: App, file: str | None) -> int:
+@click.option("--full", is_flag=True, help="Compare everything, also where the kernel's genid proves it in sync.")
+@click.option("--counters", is_flag=True, help="Show each mapping with its connections; reads everything, too.")
+def status(app: App, file: str | None, full: bool, counters: bool) -> int:
     """Compare the kernel with the last applied generation. Exits 0 in sync, 2 drift, 3 nothing, 4 unknown."""
-    from redirector import output, terminal
-    from redirector import status as against
+    from redirector import layout, output, proof, source, terminal
 
     with terminal.Progress(sys.stderr) as progress:
         progress("reading the kernel's tables")
         app.enter_namespace()
-        backend, history = app.backend(), app.history()
-        waiting = app.settle(backend, history)
-        found = against.status(backend, history, waiting=waiting is not None)
-        progress("comparing")
-        path, changed, error = _file_state(file, found.record.origin if found.record else "", found.record)
+        folder = app.state_folder()
+        quiet = not (full or counters or os.path.lexists(os.path.join(folder, layout.NOTE)))
+        found, waiting = (_proven(folder) if quiet else None), None
+        if found is None:
+            found, waiting = _compared(app)
+        origin = found.head.origin if found.head else ""
+        path = file or (origin if origin.startswith("/") else "") or DEFAULT_FILE
+        same, stamp = os.path.abspath(path) == origin, source.stamp(path)
+        changed: bool | None = False
+        fault = ""
+        if not (found.proof and same and stamp and stamp == found.proof.stamp):
+            progress("comparing")
+            changed, fault = _file_state(app, path, found, asked=file is not None)
+        if found.proof and (found.compared or stamp != found.proof.stamp) and not waiting:
+            known = stamp if same and changed is False else found.proof.stamp
+            proof.save(folder, found.proof._replace(stamp=known))
     note = ""
     if changed:
         note = f"{printable(path)} has changed since: redirector plan shows how"
-    elif error:
-        note = f"{printable(path)}: {error}"
+    elif fault:
+        note = f"{printable(path)}: {fault}"
     app.report(
-        lambda: output.status_text(found, note, app.paint, waiting),
-        lambda: output.status_json(found, path, changed, error) | {"pending": output.pending_json(waiting)},
+        lambda: output.status_text(found, note, app.paint, waiting, counters=counters),
+        lambda: output.status_json(found, path, changed, fault) | {"pending": output.pending_json(waiting)},
     )
     if found.state == "pending":
         return 2 if found.drift else 0
     return {"in-sync": 0, "drifted": 2, "drained": 3, "absent": 3, "unknown": 4}[found.state]
 
 
-def _file_state(file: str | None, origin: str, record: Any) -> tuple[str, bool | None, str]:
-    """(path, whether it differs from what was applied, why that cannot be told)."""
-    from redirector import mappings
+def _proven(folder: str) -> Status | None:
+    """What the last proof says, if it still holds: one question to the kernel, however large its tables."""
+    from redirector import proof
+    from redirector.backends.nftables import message
+    from redirector.backends.place import Place
+    from redirector.report import by_proof
 
-    path = file or (origin if origin.startswith("/") else "") or DEFAULT_FILE
-    if record is None or (not file and not os.path.exists(path)):
-        return path, None, ""
+    found = proof.load(folder)
+    if found is None or found.backend != "nftables":
+        return None
     try:
-        return path, mappings.load(path) != record.ruleset, ""
+        with contextlib.closing(Place()) as place:
+            if found.holds(place.identity(), message.genid(place.netfilter)):
+                return by_proof(found)
+    except OSError:  # which the comparison will explain
+        pass
+    return None
+
+
+def _compared(app: App) -> tuple[Status, Pending | None]:
+    """What comparing everything says, and what waits for confirm."""
+    from redirector import status as against
+
+    backend, history = app.backend(), app.history()
+    waiting = app.settle(backend, history)
+    return against.status(backend, history, waiting=waiting is not None), waiting
+
+
+def _file_state(app: App, path: str, found: Status, *, asked: bool) -> tuple[bool | None, str]:
+    """Whether a mapping file differs from what was applied, and why that cannot be told."""
+    from redirector import mappings
+    from redirector.history import Record
+
+    if found.head is None or (not asked and not os.path.exists(path)):
+        return None, ""
+    try:
+        record = app.history().read(found.head.generation)
+        return mappings.load(path) != record.ruleset if isinstance(record, Record) else None, ""
     except RedirectorError as error:
-        return path, None, error.message
+        return None, error.message

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from redirector.backends.nftables import decode, wire
-from redirector.backends.nftables.encode import header, nfgenmsg
+from redirector.backends.nftables.message import genid, header, nfgenmsg
 from redirector.errors import NotPermitted, TryAgain, printable
 from redirector.netlink import NETLINK_NETFILTER, DumpInterrupted, Message, NetlinkSocket, table
 from redirector.records import NamedTuple
@@ -159,7 +159,7 @@ def _rows() -> list[Message] | None:
     except OSError:
         return None
     try:
-        netlink.request(header(wire.GETGEN), nfgenmsg(0))
+        genid(netlink)
         return steadily(lambda: netlink.dump(header(wire.GETCHAIN), nfgenmsg(0)))
     except (OSError, DumpInterrupted) as error:
         number = getattr(error, "errno", None)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 
 from redirector.backends.nftables import wire
-from redirector.backends.nftables.encode import header, nfgenmsg
+from redirector.backends.nftables.message import header, nfgenmsg
 from redirector.backends.nftables.wire import be32, text
 from redirector.netlink import (
     NETLINK_NETFILTER,

@@ -17,8 +17,8 @@ from redirector.history import History
 from redirector.host.namespaces import Namespace
 from redirector.model import Ruleset
 from redirector.reconcile import Origin, Outcome, Wish
+from redirector.report import Status
 from redirector.source import SourceFile
-from redirector.status import Status
 from tests.kernel.lab import Lab, Machine
 
 ORIGIN = Origin("apply", "a test", "tests")

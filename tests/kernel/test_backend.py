@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from redirector.backends.base import Snapshot
 from redirector.backends.nftables import wire
 from redirector.backends.nftables.backend import NftablesBackend
-from redirector.backends.nftables.encode import header, nfgenmsg
+from redirector.backends.nftables.message import header, nfgenmsg
 from redirector.compile import compile_ruleset
 from redirector.errors import Refused
 from redirector.host.namespaces import Namespace

@@ -325,7 +325,7 @@ class TestMappings:
 def _add_chain(table: str, chain: str) -> None:
     """A table with an input filter, of any name whatever: nft would not take it."""
     from redirector.backends.nftables import wire
-    from redirector.backends.nftables.encode import header, nfgenmsg
+    from redirector.backends.nftables.message import header, nfgenmsg
     from redirector.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkSocket, attr, message, nest
 
     hook = nest(wire.CHAIN_HOOK, attr(wire.HOOK_NUM, wire.be32(1)), attr(wire.HOOK_PRIORITY, wire.be32(0)))

@@ -415,7 +415,7 @@ def test_tampering(shared_product: Product, untouched: list[str], tampering: Tam
     lab, product = shared_product.lab, shared_product
     lab.host.flush()
     product.apply(EVERYTHING)
-    generation = product.status().record
+    generation = product.status().head
 
     tamper(lab.host, tampering.text)
     found = product.status()
@@ -430,7 +430,7 @@ def test_tampering(shared_product: Product, untouched: list[str], tampering: Tam
     assert outcome.plan
     assert not outcome.recorded
     found = product.status()
-    assert (found.state, found.drift, found.record) == ("in-sync", (), generation)
+    assert (found.state, found.drift, found.head) == ("in-sync", (), generation)
     assert words(lab.host) == untouched
     # Healed, down to where the packets go.
     assert lab.client.ask_tcp(HOST[0], 80) == Answered(8090, CLIENT[0], HOST[0])

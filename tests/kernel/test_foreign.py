@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from redirector.backends.nftables import wire
-from redirector.backends.nftables.encode import header, nfgenmsg
+from redirector.backends.nftables.message import header, nfgenmsg
 from redirector.errors import Refused
 from redirector.naming import TABLE
 from redirector.netlink import NETLINK_NETFILTER, NLM_F_CREATE, NLM_F_REQUEST, attr, message

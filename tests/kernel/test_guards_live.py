@@ -33,7 +33,7 @@ def refused(product: Product, text: str, flag: str, *words: str, **options: Any)
     assert flag in {one["override"] for one in found}
     assert (product.genid(), product.history.numbers()) == (genid, numbers)
     product.run("apply", file, flag, **options)
-    assert product.status().record is not None
+    assert product.status().head is not None
 
 
 def warnings(product: Product, text: str) -> list[tuple[str, str]]:

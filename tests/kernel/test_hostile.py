@@ -15,7 +15,8 @@ from collections.abc import Iterator
 import pytest
 
 from redirector.backends.nftables import wire
-from redirector.backends.nftables.encode import MARK, header
+from redirector.backends.nftables.encode import MARK
+from redirector.backends.nftables.message import header
 from redirector.naming import TABLE
 from redirector.netlink import (
     NETLINK_NETFILTER,

@@ -135,7 +135,7 @@ def test_tampering(product: Product, untouched: dict[str, list[str]], number: in
     assert outcome.plan
     assert not outcome.recorded
     after = product.status()
-    assert (after.state, after.drift, after.record) == ("in-sync", (), before.record)
+    assert (after.state, after.drift, after.head) == ("in-sync", (), before.head)
     # Mended, down to where the packets go.
     assert lab.client.ask_tcp(HOST[v], 81) == Answered(8080, CLIENT[v], HOST[v])
     assert lab.client.ask_tcp(HOST[v], 8080) == Refused()

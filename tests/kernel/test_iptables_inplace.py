@@ -72,7 +72,7 @@ class TestNothingToDo:
 
 
 def taken(product: Product) -> dict[str, int]:
-    return product.status().connections
+    return product.status().connections or {}
 
 
 class TestCounters:

@@ -21,8 +21,9 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 from redirector.backends.base import OutcomeDoubtful, Overtaken, Snapshot
-from redirector.backends.nftables import decode, wire
-from redirector.backends.nftables.encode import Batch, header, nfgenmsg
+from redirector.backends.nftables import decode, message, wire
+from redirector.backends.nftables.encode import Batch
+from redirector.backends.nftables.message import header, nfgenmsg
 from redirector.backends.nftables.rules import decode_rule, parse_expressions
 from redirector.backends.place import Place
 from redirector.errors import NotPermitted, Refused, TryAgain, Unavailable, printable
@@ -74,10 +75,9 @@ class NftablesBackend:
 
     def genid(self) -> int:
         try:
-            reply = self._netlink.request(header(wire.GETGEN), nfgenmsg(0))
+            return message.genid(self._netlink)
         except OSError as error:
             raise _explained(error) from None
-        return wire.number(table(reply.payload, 4).get(wire.GEN_ID))
 
     def identity(self) -> str:
         return self._place.identity()

@@ -13,6 +13,7 @@ from typing import Any
 
 from redirector.backends.nftables import wire
 from redirector.backends.nftables.encode import MARK
+from redirector.backends.nftables.message import NFPROTO_INET
 from redirector.errors import printable
 from redirector.naming import TABLE
 from redirector.netlink import Message, attr, attributes, table
@@ -23,7 +24,7 @@ Attributes = dict[int, bytes]
 
 def rows(messages: Iterable[Message]) -> list[Attributes]:
     """The attributes of dump rows of the inet family (4 bytes of nfgenmsg go first)."""
-    return [table(m.payload, 4) for m in messages if m.payload[:1] == bytes((wire.NFPROTO_INET,))]
+    return [table(m.payload, 4) for m in messages if m.payload[:1] == bytes((NFPROTO_INET,))]
 
 
 def ours(found: list[Attributes], attribute: int) -> list[Attributes]:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from redirector.backends.nftables import wire
+from redirector.backends.nftables.message import SUBSYSTEM, header, nfgenmsg
 from redirector.backends.nftables.rules import ANONYMOUS, comment_of, encode_expressions, expressions
 from redirector.backends.nftables.wire import be32, text
 from redirector.naming import TABLE
@@ -52,14 +53,6 @@ Body = tuple[int, int, bytes, str]  # (message type, flags, payload behind nfgen
 _TABLE = text(TABLE)
 
 
-def header(kind: int) -> int:
-    return wire.SUBSYSTEM << 8 | kind
-
-
-def nfgenmsg(family: int = wire.NFPROTO_INET, resource: int = 0) -> bytes:
-    return struct.pack(">BBH", family, 0, resource)
-
-
 class Batch:
     """An encoded transaction: `data` to send; `about` tells by sequence number what each message was about."""
 
@@ -78,7 +71,7 @@ class Batch:
 
     def committed(self) -> bytes:
         """The batch with its END, which alone is acknowledged."""
-        end = message(wire.BATCH_END, NLM_F_REQUEST | NLM_F_ACK, self._seq + 1, nfgenmsg(0, wire.SUBSYSTEM))
+        end = message(wire.BATCH_END, NLM_F_REQUEST | NLM_F_ACK, self._seq + 1, nfgenmsg(0, SUBSYSTEM))
         return b"".join((*self.parts, end))
 
     @property
@@ -93,7 +86,7 @@ class Batch:
         return b"".join((*self.parts[:-1], bytes(last)))
 
     def _begin(self, expect: int) -> bytes:
-        payload = nfgenmsg(0, wire.SUBSYSTEM) + attr(wire.BATCH_GENID, be32(expect))
+        payload = nfgenmsg(0, SUBSYSTEM) + attr(wire.BATCH_GENID, be32(expect))
         return message(wire.BATCH_BEGIN, NLM_F_REQUEST, self._seq, payload)
 
     def _bodies(self, step: Step) -> Iterator[Body]:

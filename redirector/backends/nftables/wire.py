@@ -10,15 +10,15 @@ import _socket as socket  # see netlink
 import struct
 from typing import Any
 
+from redirector.backends.nftables import message
 from redirector.netlink import attr, nest, table
 from redirector.program import ADDRESSES, COUNTS, GUARDS, GUARDS_AT, INTERFACES, PORTS
 from redirector.records import NamedTuple
 
-SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+SUBSYSTEM, NFPROTO_INET = message.SUBSYSTEM, message.NFPROTO_INET
 BATCH_BEGIN = 16  # NFNL_MSG_BATCH_BEGIN
 BATCH_END = 17  # NFNL_MSG_BATCH_END
 BATCH_GENID = 1  # NFNL_BATCH_GENID
-NFPROTO_INET = 1
 NFPROTO = {"ipv4": 2, "ipv6": 10}
 HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}  # NF_INET_*
 
@@ -27,7 +27,7 @@ NEWCHAIN, GETCHAIN, DELCHAIN = 3, 4, 5
 NEWRULE, GETRULE, DELRULE = 6, 7, 8
 NEWSET, GETSET, DELSET = 9, 10, 11
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
-NEWGEN, GETGEN = 15, 16
+NEWGEN, GETGEN = 15, message.GETGEN
 NEWOBJ, GETOBJ, DELOBJ = 18, 19, 20
 GETFLOWTABLE = 23
 
@@ -59,7 +59,7 @@ COUNTER_BYTES, COUNTER_PACKETS = 1, 2
 OBJ_TABLE, OBJ_NAME, OBJ_TYPE, OBJ_DATA = 1, 2, 3, 4
 OBJECT_COUNTER = 1  # NFT_OBJECT_COUNTER
 FLOWTABLE_TABLE, FLOWTABLE_NAME = 1, 2
-GEN_ID, GEN_PROC_PID, GEN_PROC_NAME = 1, 2, 3
+GEN_ID, GEN_PROC_PID, GEN_PROC_NAME = message.GEN_ID, 2, 3
 
 NFT_ACCEPT = 1  # NF_ACCEPT
 NFT_JUMP = -3 & 0xFFFFFFFF
