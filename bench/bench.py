@@ -95,9 +95,12 @@ class Bench(Workshop):
                 here.run([sys.executable, "-X", "importtime", *argv])
                 trees.append(imports.parse(here.complaints()))
         root = min(trees[1:], key=imports.Import.cost)
-        heavy, foreign = imports.heavier(root, "click"), imports.third_party(root, ("click", "redirector"))
+        heavy, foreign = imports.heavier(root, "click"), imports.third_party(root, ("click", "redirector", "tomli"))
         section = Section("imports", "Imports of `redirector apply`")
-        for what, names in (("modules heavier than click", heavy), ("packages beyond click and the stdlib", foreign)):
+        for what, names in (
+            ("modules heavier than click", heavy),
+            ("packages beyond click, tomli and the stdlib", foreign),
+        ):
             section.comparisons.append(
                 Comparison(f"{what} that `apply` imports", len(names), len(names), unit="", limit=0)
             )

@@ -6,7 +6,7 @@ people and promises nothing. Names that others chose (users' files, foreign tabl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SIGNS = {"add": ("+", "green"), "remove": ("-", "red"), "change": ("~", "yellow")}
 ROUTES_SHOWN = 12
+CHANGES_SHOWN = 50  # of a plan that was carried out; a plan that is asked for is shown whole
+FINDINGS_SHOWN = 20
 
 
 # -- problems of a file ------------------------------------------------------------------------------------------
@@ -65,6 +67,16 @@ def finding_text(found: Finding, paint: Paint, allowed: AbstractSet[str] = froze
     if found.flag:
         return f"{paint('refused:', 'red')} {subject}{found.message} ({found.flag} to insist)"
     return f"{paint('warning:', 'yellow')} {subject}{found.message}"
+
+
+def findings_text(findings: Sequence[Finding], paint: Paint, allowed: AbstractSet[str]) -> str:
+    """A line for each, refusals first; of very many only the beginning is shown."""
+    ordered = sorted(findings, key=lambda found: not found.flag)
+    shown = ordered[:FINDINGS_SHOWN] if len(ordered) > FINDINGS_SHOWN + 1 else ordered
+    lines = [finding_text(found, paint, allowed) for found in shown]
+    if len(shown) < len(ordered):
+        lines.append(f"… and {plural(len(ordered) - len(shown), 'warning')} more: --json shows them all")
+    return "\n".join(lines)
 
 
 def finding_json(found: Finding) -> dict[str, Any]:
@@ -144,12 +156,16 @@ def _cut(lines: Iterable[str], count: int) -> Iterator[str]:
 
 
 def plan_text(plan: Plan, paint: Paint, done: str = "") -> str:
-    """The plan as a diff, and one summary line; `done` says of a plan that was carried out what it came to."""
+    """The plan as a diff, and one summary line; `done` says of a plan that was carried out what it came to, and of a
+    large one only the beginning is then shown."""
     from redirector.changes import summary
 
     changes = plan.changes
-    width = min(32, max((len(c.mapping or "(table)") for c in changes), default=0))
-    lines = [line for change in changes for line in change_lines(change, paint, width)]
+    shown = changes[:CHANGES_SHOWN] if done and len(changes) > CHANGES_SHOWN + 1 else changes
+    width = min(32, max((len(c.mapping or "(table)") for c in shown), default=0))
+    lines = [line for change in shown for line in change_lines(change, paint, width)]
+    if len(shown) < len(changes):
+        lines.append(f"… and {len(changes) - len(shown):,} more")
     if lines:
         lines.append("")
     total = summary(changes, done=bool(done)) + (f"; {done}" if done else "")
@@ -237,6 +253,7 @@ def status_text(
     parts = [paint(words, colour), status.backend]
     if head:
         parts.append(f"generation {head.generation}, {head.action} of {head.applied_at} by {printable(head.author)}")
+    if head and head.mappings:
         disabled = head.mappings - head.enabled
         parts.append(plural(head.mappings, "mapping") + (f" ({disabled} disabled)" if disabled else ""))
     lines = [" · ".join(parts)]

@@ -49,7 +49,7 @@ def test_one_experiment(tmp_path: Path) -> None:
     (section,) = found["sections"]
     # Which packages the way of `apply` imports is the same on every machine.
     counts = {comparison["what"]: comparison["median"] for comparison in section["comparisons"]}
-    assert counts["packages beyond click and the stdlib that `apply` imports"] == 0
+    assert counts["packages beyond click, tomli and the stdlib that `apply` imports"] == 0
 
 
 def test_work_that_is_not_the_same_is_told_and_the_rest_still_runs(tmp_path: Path) -> None:

@@ -139,12 +139,11 @@ class App:
 
     def warn(self, findings: list[Finding]) -> None:
         """Print findings to standard error (in JSON they are part of the result)."""
-        from redirector.output import finding_text
+        from redirector.output import findings_text
         from redirector.terminal import paint_for, say
 
-        if not self.json:
-            for found in findings:
-                say(finding_text(found, paint_for(sys.stderr), self.allowed), sys.stderr)
+        if findings and not self.json:
+            say(findings_text(findings, paint_for(sys.stderr), self.allowed), sys.stderr)
 
 
 def shared(function: F) -> F:

@@ -22,9 +22,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
-
-import click
 
 import redirector
 
@@ -131,9 +130,12 @@ def run(folder: Path, prepare: str, scenario: str) -> str:
     (shared / "prepare").write_text(f"{units}{prepare}")
     (shared / "scenario").write_text(f"PYTHON={python}\n{FUNCTIONS}{scenario}")
     shutil.copy(Path(__file__).with_name("peer.py"), shared)
-    for package in (redirector, click):
-        source = Path(package.__file__ or "").parent
-        shutil.copytree(source, shared / "packages" / source.name)  # with what is compiled of it
+    packages = shared / "packages"
+    shutil.copytree(Path(redirector.__file__ or "").parent, packages / "redirector")  # with what is compiled of it
+    for name in ("click", "tomli"):
+        for file in metadata.files(name) or ():
+            (packages / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file.locate(), packages / file)
     os.mkfifo(shared / "end")
     for name in ("out", "complaints"):
         (shared / name).touch()

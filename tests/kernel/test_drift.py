@@ -497,11 +497,11 @@ class TestNotInvented:
         lab.host.serve("tcp", HOST[0], 8080)
         with lab.client.talk("tcp", HOST[0], 81) as conversation:
             conversation.ask()
-            found = product.json("status")
+            found = product.json("status", "--counters")
             assert (found["state"], found["drift"]) == ("in-sync", [])
             assert {one["name"]: one["connections"] for one in found["mappings"]}["web"] == 1
             lab.host.nft("reset counters table inet redirector")
-            found = product.json("status")
+            found = product.json("status", "--counters")
         assert (found["state"], found["drift"]) == ("in-sync", [])
         assert {one["name"]: one["connections"] for one in found["mappings"]}["web"] == 0
 

@@ -106,7 +106,7 @@ def test_one_ordinary_apply_brings_it_to_the_new_form(lab: Lab, product: Product
         told = product.json("apply", product.file(FILE))
         assert (told["changed"], told["recorded"]) == (True, False)
         assert product.genid() == before + 1
-        found = product.json("status")
+        found = product.json("status", "--counters")
         assert (found["state"], found["drift"]) == ("in-sync", [])
         assert {one["name"]: one["connections"] for one in found["mappings"]} == {"web": 0, "staff": 0}
         for one in (conversation, own):

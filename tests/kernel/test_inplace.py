@@ -25,7 +25,7 @@ def product(lab: Lab) -> Iterator[Product]:
 
 def taken(product: Product) -> dict[str, int]:
     """What `status` says: how many connections each mapping has taken."""
-    return {found["name"]: found["connections"] for found in product.json("status")["mappings"]}
+    return {found["name"]: found["connections"] for found in product.json("status", "--counters")["mappings"]}
 
 
 def frame(lab: Lab) -> list[str]:

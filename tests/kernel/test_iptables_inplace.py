@@ -93,7 +93,7 @@ class TestCounters:
             for _ in range(5):
                 conversation.ask()  # one connection
         assert taken(product) == {"web": 9, "scoped": 1, "unused": 0}
-        told = product.json("status")["mappings"]
+        told = product.json("status", "--counters")["mappings"]
         assert {found["name"]: found["connections"] for found in told} == taken(product)
 
     def test_a_change_of_one_mapping_leaves_the_others_alone(self, lab: Lab, product: Product) -> None:
