@@ -72,7 +72,8 @@ def third_party(root: Import, known: tuple[str, ...]) -> list[str]:
     """Top packages that belong neither to Python nor to `known`."""
     found = {module.name.partition(".")[0] for top in root.inner for module in top.outside(known[0])}
     python = sys.stdlib_module_names | {"__main__", "sitecustomize", "usercustomize"}
-    return sorted(name for name in found if name not in python and name not in known)
+    # What mypyc compiles (tomli) has a helper beside it, by a name of no package.
+    return sorted(n for n in found if n not in python and n not in known and not n.endswith("__mypyc"))
 
 
 def heaviest(root: Import, package: str, count: int = 5) -> list[tuple[str, float]]:
