@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
+from redirector import naming
 from redirector.backends.base import Snapshot
 from redirector.changes import Change, changes
 from redirector.compile import compile_ruleset, sizes
@@ -73,10 +74,17 @@ class Difference(Plan):
 
 def plan_from(known: Known, wanted: Ruleset) -> Plan:
     """The plan that leads from what is known to the ruleset that is wanted."""
+    if known.ruleset.settings.priority != wanted.settings.priority:  # which concerns every mapping
+        return make_plan(compile_ruleset(wanted), known.program)
+    if known.ruleset.settings.priority != wanted.settings.priority:  # which concerns every mapping
+        return make_plan(compile_ruleset(wanted), known.program)
     names = differing(known.ruleset, wanted)
     desired, observed = compile_ruleset(wanted, names), known.part(names)
-    for name, held in observed.maps.items():
-        if name in desired.maps and len(desired.maps[name].entries) > held.capacity:
+    for name in desired.maps | observed.maps:
+        want, held = desired.maps.get(name), observed.maps.get(name)
+        full = want and held and len(want.entries) > held.capacity
+        # One mapping's guards may come or go with what another does.
+        if full or (name in naming.GUARD_MAPS and want != held):
             return make_plan(compile_ruleset(wanted), known.program)
     found = Difference(None, None, make_plan(desired, observed).steps)
     found.known, found.wanted, found.parts = known, wanted, (desired, observed)

@@ -224,7 +224,7 @@ class Ruleset(_RulesetFields):
     def _make(cls, iterable: Iterable[Any]) -> Ruleset:  # type: ignore[override]  # as in Mapping
         return cls(*iterable)
 
-    @property
+    @cached_property
     def enabled(self) -> tuple[Mapping, ...]:
         return tuple(m for m in self.mappings if m.enabled)
 

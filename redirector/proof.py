@@ -86,7 +86,7 @@ def load(folder: str, *, whole: bool = False) -> Proof | None:
     try:
         with open(os.path.join(folder, layout.PROOF), "rb") as file:
             data = file.read() if whole else file.read(HEAD_BYTES)
-        found = _decode(data if whole else data.partition(b"\n\n")[0])
+        found = _decode(data, whole=whole)
         numbers = layout.numbers(folder)
         if numbers and found.record == layout.record_key(folder, numbers[-1]) and numbers[-1] == found.head.generation:
             return found
@@ -126,17 +126,17 @@ def _encode(found: Proof) -> bytes:
     return b"\n".join([*lines, *(f"{name} {size}".encode() for name, size in found.capacities.items()), b""])
 
 
-def _decode(data: bytes) -> Proof:
+def _decode(data: bytes, *, whole: bool = True) -> Proof:
     """Inverts `_encode`. Raises ValueError for what it could not have written."""
-    top, _, bottom = data.partition(b"\n\n")
+    top, end, bottom = data.partition(b"\n\n")
     first, *lines = [line.decode("unicode_escape") for line in top.split(b"\n")]
     found = dict([line.partition(" ")[::2] for line in lines])
-    if first != FORMAT or tuple(found) != _FIELDS:
+    if not end or first != FORMAT or tuple(found) != _FIELDS:
         raise ValueError("no proof")
     texts = found["action"], found["applied_at"], found["author"], found["origin"]
     head = Head(int(found["generation"]), *texts, int(found["mappings"]), int(found["enabled"]))
     record = tuple([int(part) for part in found["record"].split()])
-    capacities = dict([line.rpartition(" ")[::2] for line in bottom.decode().splitlines()])
+    capacities = dict([line.rpartition(" ")[::2] for line in bottom.decode().splitlines() if whole])
     sizes = {name: int(size) for name, size in capacities.items()}
     where = found["backend"], found["identity"], int(found["genid"]), float(found["made"])
     return Proof(head, *where, record, found["stamp"], sizes)
