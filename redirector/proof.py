@@ -122,14 +122,22 @@ def _encode(found: Proof) -> bytes:
     flat = found._replace(record=" ".join(map(str, found.record)))  # type: ignore[arg-type]  # as text
     pairs = zip(_FIELDS, (*found.head, *flat[1:-1]), strict=True)
     # A line each, whatever the names; none is empty but the one before the capacities.
-    lines = [FORMAT.encode(), *(f"{key} {value}".encode("unicode_escape") for key, value in pairs), b""]
+    lines = [FORMAT.encode(), *(_line(f"{key} {value}") for key, value in pairs), b""]
     return b"\n".join([*lines, *(f"{name} {size}".encode() for name, size in found.capacities.items()), b""])
+
+
+def _line(text: str) -> bytes:
+    return text.replace("%", "%25").replace("\n", "%0A").encode("utf-8", "surrogatepass")
+
+
+def _unline(line: bytes) -> str:
+    return line.decode("utf-8", "surrogatepass").replace("%0A", "\n").replace("%25", "%")
 
 
 def _decode(data: bytes, *, whole: bool = True) -> Proof:
     """Inverts `_encode`. Raises ValueError for what it could not have written."""
     top, end, bottom = data.partition(b"\n\n")
-    first, *lines = [line.decode("unicode_escape") for line in top.split(b"\n")]
+    first, *lines = [_unline(line) for line in top.split(b"\n")]
     found = dict([line.partition(" ")[::2] for line in lines])
     if not end or first != FORMAT or tuple(found) != _FIELDS:
         raise ValueError("no proof")
