@@ -74,7 +74,7 @@ class Proof(NamedTuple):
 
     def holds(self, identity: str, genid: int) -> bool:
         """Whether the kernel, at this genid, still holds what it did; `identity` as above."""
-        return genid != 0 and genid == self.genid and identity == self.identity and not self.expired
+        return genid == self.genid and identity == self.identity and not self.expired
 
 
 def now() -> float:
@@ -88,7 +88,7 @@ def load(folder: str, *, whole: bool = False) -> Proof | None:
             data = file.read() if whole else file.read(HEAD_BYTES)
         found = _decode(data, whole=whole)
         numbers = layout.numbers(folder)
-        if numbers and found.record == layout.record_key(folder, numbers[-1]) and numbers[-1] == found.head.generation:
+        if numbers and found.record == layout.record_key(folder, numbers[-1]):  # which has the number, too
             return found
     except (OSError, ValueError):  # for one: whoever may not read the state is told so by what reads it next
         pass

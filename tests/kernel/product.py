@@ -9,7 +9,7 @@ import os
 import subprocess
 from typing import Any, Self, cast
 
-from redirector import mappings, reconcile
+from redirector import mappings, proof, reconcile
 from redirector import status as against
 from redirector.backends.base import Backend
 from redirector.backends.opening import open_backend
@@ -66,10 +66,14 @@ def opened(namespace: Namespace, name: str) -> Backend:
 
 
 class Product:
-    """The product on a lab's host. Close it: it holds a netlink socket."""
+    """The product on a lab's host. Close it: it holds a netlink socket.
 
-    def __init__(self, lab: Lab, backend: str = "nftables") -> None:
+    One that is not `trusting` has forgotten, each time, what it had proven of the kernel: it reads everything.
+    """
+
+    def __init__(self, lab: Lab, backend: str = "nftables", *, trusting: bool = True) -> None:
         self.lab = lab
+        self.trusting = trusting
         self.backend = opened(lab.host.namespace, backend)
         self.history = History(lab.state_dir)
 
@@ -78,17 +82,23 @@ class Product:
     def apply(self, text: str | Ruleset, *, verify: bool = False, backend: Backend | None = None) -> Outcome:
         """Apply a mapping file. Raises what `reconcile.change` raises."""
         wanted = ruleset(text) if isinstance(text, str) else text
+        self._forget()
         with self.history.locked():
             return reconcile.change(backend or self.backend, self.history, Wish(wanted, ORIGIN, verify=verify))
 
     def remove(self, *, purge: bool = False) -> Outcome:
         """Drain, or take the table away."""
         wish = Wish(Ruleset(), ORIGIN._replace(action="remove"), purge=purge)
+        self._forget()
         with self.history.locked():
             return reconcile.change(self.backend, self.history, wish)
 
     def status(self) -> Status:
         return against.status(self.backend, self.history)
+
+    def _forget(self) -> None:
+        if not self.trusting:
+            proof.forget(self.history.folder)
 
     def genid(self) -> int:
         """The kernel's generation number in the host's namespace."""
@@ -121,6 +131,7 @@ class Product:
     def _run(
         self, args: tuple[str, ...], code: int, insists: bool, options: dict[str, Any]
     ) -> "subprocess.CompletedProcess[str]":
+        self._forget()
         done = self.lab.redirector(*args, *(insist() if insists and "apply" in args else ()), **options)
         told = done.stdout + done.stderr
         assert done.returncode == code, f"redirector {' '.join(args)}: exit {done.returncode}, not {code}: {told}"

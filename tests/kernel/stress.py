@@ -1,6 +1,7 @@
 """Many at once: our own writers against each other, and all of them beside somebody else's.
 
-    make stress        25 rounds of 20 parallel applies; 500 applies, and 500 statuses, beside a busy writer
+    make stress        25 rounds of 20 parallel applies; 500 applies, and 500 statuses, beside a busy writer; 1,000
+                       applies that each change one mapping
 
 The tests in test_concurrency run the same functions with smaller numbers. Each raises AssertionError for what is wrong,
 and returns what happened.
@@ -25,6 +26,7 @@ from redirector.history import Record
 from redirector.host.privileges import become_user_namespace_root
 from redirector.plan import Step
 from redirector.program import Program
+from tests.kernel.edits import Counting, edits_end_where_a_fresh_apply_does
 from tests.kernel.foreign_writer import chains_before_ours, holds, writing
 from tests.kernel.lab import HOST_SECONDARY, Lab
 from tests.kernel.product import Product, insist, mapping, ruleset
@@ -33,6 +35,7 @@ PARALLEL = 20
 ROUNDS = 25
 BESIDE = 500  # applies, and statuses, beside a busy writer
 WHOLE = 25  # of each, by real processes
+EDITS = 1000
 
 ONE = mapping("web", 80, 8080) + mapping("dns", 53, 5353, protocol=["tcp", "udp"])
 OTHER = mapping("web", 80, 8081) + mapping(
@@ -217,6 +220,13 @@ def statuses(product: Product, count: int, whole: int) -> Counter[str]:
     return found
 
 
+def edits(product: Product, count: int) -> Counter[str]:
+    """Applies that each change one mapping, planned against what is known of the kernel."""
+    with contextlib.closing(product.lab.host.namespace.call(Counting)) as counting:
+        edits_end_where_a_fresh_apply_does(product, counting, count)
+        return Counter({"applies": count, "readings": counting.readings})
+
+
 def main() -> None:
     """Everything in full; ends with a traceback where something is wrong."""
     if os.geteuid():
@@ -224,6 +234,7 @@ def main() -> None:
     cases: tuple[tuple[str, Callable[[Product], Counter[str]]], ...] = (
         (f"{ROUNDS} rounds of {PARALLEL} parallel applies", lambda product: parallel(product, ROUNDS)),
         (f"{BESIDE} applies beside a writer", lambda product: beside_a_writer(product, BESIDE - WHOLE, WHOLE)),
+        (f"{EDITS} changes of one mapping", lambda product: edits(product, EDITS)),
         (f"{BESIDE} statuses beside a writer", lambda product: statuses(product, BESIDE - WHOLE, WHOLE)),
     )
     for name, run in cases:

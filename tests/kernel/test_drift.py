@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from redirector import proving
 from redirector.output import drift_detail
 from redirector.plan import AddChain
 from tests.kernel.echo import Answered
@@ -417,7 +418,9 @@ def test_tampering(shared_product: Product, untouched: list[str], tampering: Tam
     product.apply(EVERYTHING)
     generation = product.status().head
 
+    assert proving.known(product.backend, product.history) is not None
     tamper(lab.host, tampering.text)
+    assert proving.known(product.backend, product.history) is None
     found = product.status()
     assert found.state == "drifted"
     assert tampering.kind in {one.kind for one in found.drift}

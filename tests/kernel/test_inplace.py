@@ -17,9 +17,10 @@ BOTH = ["tcp", "udp"]
 families = pytest.mark.parametrize("v", [0, 1], ids=["ipv4", "ipv6"])
 
 
-@pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as made:
+@pytest.fixture(params=[True, False], ids=["known", "read"])
+def product(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Product]:
+    """Both ways to what the kernel holds: without a reading, and by one."""
+    with Product(lab, trusting=request.param) as made:
         yield made
 
 
