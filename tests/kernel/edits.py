@@ -13,7 +13,7 @@ from tests.kernel.product import Product
 from tests.strategies import mapping
 
 
-class Counting(NftablesBackend):
+class Noting(NftablesBackend):
     """Notes how often the table is read, and how large each transaction is: elements, and bytes."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ def edited(mappings: list[Mapping], chance: random.Random) -> list[Mapping]:
     return found
 
 
-def edits_end_where_a_fresh_apply_does(product: Product, counting: Counting, count: int) -> None:
+def edits_end_where_a_fresh_apply_does(product: Product, counting: Noting, count: int) -> None:
     """`count` applies, each of a ruleset that one mapping tells from the one before; hardly any reads the kernel."""
     chance = random.Random(7)  # noqa: S311 (the same edits each time)
     mappings: list[Mapping] = []

@@ -26,7 +26,7 @@ from redirector.history import Record
 from redirector.host.privileges import become_user_namespace_root
 from redirector.plan import Step
 from redirector.program import Program
-from tests.kernel.edits import Counting, edits_end_where_a_fresh_apply_does
+from tests.kernel.edits import Noting, edits_end_where_a_fresh_apply_does
 from tests.kernel.foreign_writer import chains_before_ours, holds, writing
 from tests.kernel.lab import HOST_SECONDARY, Lab
 from tests.kernel.product import Product, insist, mapping, ruleset
@@ -222,7 +222,7 @@ def statuses(product: Product, count: int, whole: int) -> Counter[str]:
 
 def edits(product: Product, count: int) -> Counter[str]:
     """Applies that each change one mapping, planned against what is known of the kernel."""
-    with contextlib.closing(product.lab.host.namespace.call(Counting)) as counting:
+    with contextlib.closing(product.lab.host.namespace.call(Noting)) as counting:
         edits_end_where_a_fresh_apply_does(product, counting, count)
         return Counter({"applies": count, "readings": counting.readings})
 

@@ -13,7 +13,7 @@ from redirector.backends.nftables.backend import NftablesBackend
 from redirector.compile import compile_ruleset
 from redirector.model import Ruleset
 from redirector.plan import Step
-from tests.kernel.edits import Counting, edits_end_where_a_fresh_apply_does
+from tests.kernel.edits import Noting, edits_end_where_a_fresh_apply_does
 from tests.kernel.lab import Lab
 from tests.kernel.product import Product, mapping, ruleset
 from tests.kernel.test_foreign import owned_table
@@ -31,8 +31,8 @@ def product(lab: Lab) -> Iterator[Product]:
 
 
 @pytest.fixture
-def counting(lab: Lab) -> Iterator[Counting]:
-    found = lab.host.namespace.call(Counting)
+def counting(lab: Lab) -> Iterator[Noting]:
+    found = lab.host.namespace.call(Noting)
     yield found
     found.close()
 
@@ -109,7 +109,7 @@ def test_the_mapping_file_is_read_again_only_if_it_has_changed(lab: Lab, product
     assert "has no name" in product.json("status")["file_error"]
 
 
-def test_a_change_among_very_many_sends_what_changes(lab: Lab, product: Product, counting: Counting) -> None:
+def test_a_change_among_very_many_sends_what_changes(lab: Lab, product: Product, counting: Noting) -> None:
     def frame() -> str:
         """All that has a handle, maps without what is in them."""
         return lab.host.run("nft", "-t", "-a", "list", "table", "inet", "redirector")
@@ -126,10 +126,10 @@ def test_a_change_among_very_many_sends_what_changes(lab: Lab, product: Product,
     assert counting.observe().program == compile_ruleset(Ruleset((*many, made("one", "80", "8081"))))
 
 
-def test_somebody_who_commits_in_between(lab: Lab, product: Product, counting: Counting) -> None:
+def test_somebody_who_commits_in_between(lab: Lab, product: Product, counting: Noting) -> None:
     product.apply(WEB, backend=counting)
 
-    class Late(Counting):
+    class Late(Noting):
         """Others commit between the question and the transaction."""
 
         late = 2
@@ -149,7 +149,7 @@ def test_somebody_who_commits_in_between(lab: Lab, product: Product, counting: C
         late.close()
 
 
-def test_one_that_is_not_so_is_refused_by_the_kernel_and_read(lab: Lab, product: Product, counting: Counting) -> None:
+def test_one_that_is_not_so_is_refused_by_the_kernel_and_read(lab: Lab, product: Product, counting: Noting) -> None:
     """As after a state folder was copied together with the identity of this place, which should never be."""
     product.apply(MORE, backend=counting)
     lab.host.nft("delete element inet redirector ports { tcp . 81 }")
@@ -162,5 +162,5 @@ def test_one_that_is_not_so_is_refused_by_the_kernel_and_read(lab: Lab, product:
     assert counting.observe().program == compile_ruleset(ruleset(WEB))
 
 
-def test_many_edits_end_where_a_fresh_apply_does(product: Product, counting: Counting) -> None:
+def test_many_edits_end_where_a_fresh_apply_does(product: Product, counting: Noting) -> None:
     edits_end_where_a_fresh_apply_does(product, counting, EDITS)
