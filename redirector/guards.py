@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from redirector.errors import printable
-from redirector.host.facts import Facts
-from redirector.host.listeners import Listener
-from redirector.host.ssh import SshUse
 from redirector.model import Mapping, Ports, Ruleset
 from redirector.records import NamedTuple
+
+if TYPE_CHECKING:  # `check` asks nothing of the host
+    from redirector.host.facts import Facts
+    from redirector.host.listeners import Listener
+    from redirector.host.ssh import SshUse
 
 ALLOW_EMPTY = "--allow-empty"
 ALLOW_SSH = "--allow-ssh"

@@ -40,6 +40,10 @@ class Known(Snapshot):
     def program(self) -> Program:
         return self._with(compile_ruleset(self.ruleset), self.capacities)
 
+    @property
+    def occupied(self) -> bool:
+        return bool(self.ruleset.enabled)
+
     def part(self, names: frozenset[str]) -> Program:
         """As `program`, with the ports of these mappings only; a map's capacity is what the others leave of it."""
         others = sizes(mapping for mapping in self.ruleset.enabled if mapping.name not in names)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from redirector.model import Ruleset
 from redirector.plan import Step
-from redirector.program import Program
+from redirector.program import NAMED, Program
 from redirector.records import NamedTuple
 
 Counters = Mapping[str, tuple[int, int]]  # (packets, bytes) by counter
@@ -40,6 +40,11 @@ class Snapshot(NamedTuple):
     genid: int
     foreign: str = ""
     counters: Counters = _NONE
+
+    @property
+    def occupied(self) -> bool:
+        """Whether there is any port that is redirected or guarded."""
+        return self.program is not None and any(m.entries for m in self.program.maps.values() if m.kind in NAMED)
 
 
 class Backend(Protocol):

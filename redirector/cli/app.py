@@ -108,14 +108,11 @@ class App:
         """Everything that the guards say; of a plan that does nothing, only whether there is nothing to do it for."""
         from redirector import guards
         from redirector.host import facts
-        from redirector.program import NAMED
 
-        maps = snapshot.program.maps.values() if snapshot.program else ()
-        held = any(m.entries for m in maps if m.kind in NAMED)
         if not plan:
-            return list(guards.empty(ruleset, held))
+            return list(guards.empty(ruleset, snapshot.occupied))
         found = facts.gather(ruleset, guards.captured_ports(ruleset), os.environ)
-        return [*guards.empty(ruleset, held), *guards.findings(ruleset, found)]
+        return [*guards.empty(ruleset, snapshot.occupied), *guards.findings(ruleset, found)]
 
     def judge(self, insist: dict[str, bool]) -> Judge:
         """The guards as `reconcile` calls them: raises Refused for what no flag insists on, keeps the rest to tell."""
