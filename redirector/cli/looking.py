@@ -139,11 +139,11 @@ def _compared(app: App) -> tuple[Status, Pending | None]:
 
 def _file_state(app: App, path: str, found: Status, *, asked: bool) -> tuple[bool | None, str]:
     """Whether a mapping file differs from what was applied, and why that cannot be told."""
+    if found.head is None or (not asked and not os.path.exists(path)):
+        return None, ""
     from redirector import mappings
     from redirector.history import Record
 
-    if found.head is None or (not asked and not os.path.exists(path)):
-        return None, ""
     try:
         record = app.history().read(found.head.generation)
         return mappings.load(path) != record.ruleset if isinstance(record, Record) else None, ""
