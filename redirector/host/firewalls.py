@@ -37,7 +37,7 @@ SAVED = ("nat", "filter")  # the tables of iptables in which somebody's mappings
 # The base chains of these, as iptables makes them: (table, chain, priority), linux/netfilter_ipv4.h.
 BUILTIN = {("nat", "PREROUTING", -100), ("nat", "OUTPUT", -100), ("nat", "INPUT", 100), ("nat", "POSTROUTING", 100)}
 BUILTIN |= {("filter", name, 0) for name in ("INPUT", "FORWARD", "OUTPUT")}
-RESERVED = "REDIRECTOR-"  # backends.iptables.rules.PREFIX, which is not imported: `quick` needs no other rule of it
+RESERVED = "REDIRECTOR-"  # backends.iptables.tree.PREFIX, which is not imported: `quick` needs no other rule of it
 _NONE: MappingProxyType[Any, Any] = MappingProxyType({})
 
 

@@ -18,6 +18,7 @@ from redirector import naming
 from redirector.backends.iptables import rules
 from redirector.backends.iptables.damage import commented, damage, leads_to_us
 from redirector.backends.iptables.save import SavedTable
+from redirector.backends.iptables.tree import PREFIX, Chains
 from redirector.compile import whole
 from redirector.errors import printable
 from redirector.model import DEFAULT_PRIORITY, FAMILIES, OWN, PROTOCOLS, SIDES, Scope
@@ -47,7 +48,7 @@ def _ours(tables: dict[str, SavedTable]) -> rules.Tables:
     found: rules.Tables = {"nat": {}, "filter": {}}
     for name in found:
         table = tables.get(name, SavedTable({}, {}))
-        found[name] = {c: [r.text for r in kept] for c, kept in table.rules.items() if c.startswith(rules.PREFIX)}
+        found[name] = {c: [r.text for r in kept] for c, kept in table.rules.items() if c.startswith(PREFIX)}
         for _, chain in (place for place in rules.BUILTIN if place[0] == name):
             jumps = [rule.text for rule in table.rules.get(chain, ()) if leads_to_us(rule.text)]
             if jumps:
@@ -74,11 +75,11 @@ def foreign_reason(saved: Saved) -> str:
     rest = [rule for tables in held(saved).values() for chains in tables.values() for rule in _chained(chains)]
     if not rest or any(_possible(text) for text in rest):
         return ""
-    return f"chains {rules.PREFIX}…: they have rules that we could not have written, such as {printable(rest[0][:100])}"
+    return f"chains {PREFIX}…: they have rules that we could not have written, such as {printable(rest[0][:100])}"
 
 
-def _chained(chains: rules.Chains) -> Iterator[str]:
-    return (text for name, texts in chains.items() if name.startswith(rules.PREFIX) for text in texts)
+def _chained(chains: Chains) -> Iterator[str]:
+    return (text for name, texts in chains.items() if name.startswith(PREFIX) for text in texts)
 
 
 def _possible(text: str) -> bool:
@@ -90,7 +91,7 @@ def counters(saved: Saved, program: Program | None) -> dict[str, tuple[int, int]
     found: dict[str, tuple[int, int]] = dict.fromkeys(program.counters if program else (), (0, 0))
     for tables in saved.values():
         for chain, kept in tables.get("nat", SavedTable({}, {})).rules.items():
-            if not chain.startswith(rules.PREFIX):
+            if not chain.startswith(PREFIX):
                 continue
             for rule in kept:
                 mapping = commented(rule.text) if rule.packets else ""
@@ -137,7 +138,7 @@ def _cover(present: set[tuple[str, str]], scope: Scope) -> Iterator[tuple[str, s
         yield side, "" if scope.family else family
 
 
-def _walk(chains: rules.Chains, name: str, side: str, family: str, scope: Scope, depth: int) -> Iterator[_Found]:
+def _walk(chains: Chains, name: str, side: str, family: str, scope: Scope, depth: int) -> Iterator[_Found]:
     """What the rules of a chain, and of the chains that it leads to, give ports to."""
     for text in chains.get(name, ()) if depth < DEPTH else ():
         found = _translation(text)
@@ -147,7 +148,7 @@ def _walk(chains: rules.Chains, name: str, side: str, family: str, scope: Scope,
                 yield scope, port_key(protocol, port), target + step * (port - first), mapping, rewrite
             continue
         condition, jumps, target_name = text.rpartition("-j ")
-        if jumps and target_name.startswith(rules.PREFIX):
+        if jumps and target_name.startswith(PREFIX):
             # A branch of a tree of ports, or what both sides share, is in the same scope.
             same = target_name == rules.ALL or condition.startswith("-p ")
             inner = scope if same else _narrower(scope, condition.split(), side, family)
@@ -218,7 +219,7 @@ def _refusal(text: str) -> tuple[int, int, int, str] | None:
     return PROTOCOLS[found[1]], *ports, found[-1].strip('"')
 
 
-def _guarded(tables: dict[str, rules.Chains]) -> dict[str, Map]:
+def _guarded(tables: dict[str, Chains]) -> dict[str, Map]:
     """The sets of guards."""
     presence: dict[tuple[str, int, str], list[str]] = {}
     for family, chains in tables.items():
@@ -233,7 +234,7 @@ def _guarded(tables: dict[str, rules.Chains]) -> dict[str, Map]:
     return maps
 
 
-def _walk_guards(chains: rules.Chains, name: str, address: str, depth: int) -> Iterator[tuple[str, int, str]]:
+def _walk_guards(chains: Chains, name: str, address: str, depth: int) -> Iterator[tuple[str, int, str]]:
     for text in chains.get(name, ()) if depth < DEPTH else ():
         found = _refusal(text)
         if found:
@@ -241,6 +242,6 @@ def _walk_guards(chains: rules.Chains, name: str, address: str, depth: int) -> I
             yield from ((address, port_key(protocol, port), mapping) for port in range(first, last + 1))
             continue
         condition, jumps, target = text.rpartition("-j ")
-        if jumps and target.startswith(rules.PREFIX):
+        if jumps and target.startswith(PREFIX):
             at = condition[3:].partition("/")[0] if condition.startswith("-d ") else address
             yield from _walk_guards(chains, target, at, depth + 1)

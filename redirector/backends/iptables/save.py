@@ -46,13 +46,15 @@ def parse(lines: Iterable[str]) -> dict[str, SavedTable]:
     tables: dict[str, SavedTable] = {}
     table: SavedTable | None = None
     rules: dict[str, list[SavedRule]] = {}
+    # How the line begins that is of the chain of the one before and counted nothing, as nearly all of a large table do.
+    same = ""
+    here: list[SavedRule] | None = None
     number = 0
     for number, raw in enumerate(lines, 1):
-        if table is not None and raw.startswith("[0:0] -A "):  # nearly all of a large table
-            chain, _, rest = raw[9:].rstrip("\n").partition(" ")
-            if chain in rules:
-                rules[chain].append(SavedRule(rest, number))
-                continue
+        if here is not None and raw.startswith(same):
+            here.append(SavedRule(raw[len(same) :].rstrip("\n"), number))
+            continue
+        here = None
         line = raw.rstrip("\n")
         first = line[:1]
         if table is not None and first in ("-", "["):
@@ -64,7 +66,8 @@ def parse(lines: Iterable[str]) -> dict[str, SavedTable]:
             chain, _, rest = line[3:].partition(" ")
             if line[:3] != "-A " or chain not in rules:
                 raise Unparsable(number, raw.rstrip("\n"), "no rule of a chain that was named before")
-            rules[chain].append(SavedRule(rest, number, packets, size))
+            same, here = f"[0:0] -A {chain} ", rules[chain]
+            here.append(SavedRule(rest, number, packets, size))
         elif first == ":" and table is not None:
             parts = line[1:].split(" ")
             if len(parts) not in (2, 3):
