@@ -81,8 +81,16 @@ def desired_program(ruleset: Ruleset, purge: bool = False) -> Program | None:
     return None if purge else compile_ruleset(ruleset)
 
 
-def plan_for(ruleset: Ruleset, snapshot: Snapshot, *, purge: bool = False, replace_foreign: bool = False) -> Plan:
-    """What would lead from the snapshot to the ruleset. Raises Refused for a table that is not ours."""
+def plan_for(
+    ruleset: Ruleset,
+    snapshot: Snapshot,
+    *,
+    purge: bool = False,
+    replace_foreign: bool = False,
+    compiled: Program | None = None,
+) -> Plan:
+    """What would lead from the snapshot to the ruleset, which may be `compiled` already. Raises Refused for a table
+    that is not ours."""
     if isinstance(snapshot, Known) and not purge:
         return plan_from(snapshot, ruleset)
     observed = snapshot.program
@@ -93,10 +101,20 @@ def plan_for(ruleset: Ruleset, snapshot: Snapshot, *, purge: bool = False, repla
             hint = "end that process: the kernel lets nobody else change its table, and it goes with it"
             raise Refused(message, hint if held else "rename or remove it, or insist with --replace-foreign")
         observed = Program({}, {}, 0, ("what somebody else made of the table",))
-    desired = desired_program(ruleset, purge)
+    desired = compiled or desired_program(ruleset, purge)
     if desired is not None and not ruleset.enabled and observed is None:
         desired = None  # nothing to drain: no table is as good as an empty one
     return make_plan(desired, observed)
+
+
+def look(
+    backend: Backend, ruleset: Ruleset, *, purge: bool = False, replace_foreign: bool = False
+) -> tuple[Snapshot, Plan]:
+    """Observe, and plan for that. Raises Refused for a table that is not ours."""
+    compiled = desired_program(ruleset, purge)
+    backend.suppose(compiled)
+    snapshot = backend.observe()
+    return snapshot, plan_for(ruleset, snapshot, purge=purge, replace_foreign=replace_foreign, compiled=compiled)
 
 
 def change(backend: Backend, history: History, wish: Wish) -> Outcome:
@@ -137,6 +155,8 @@ def _change(backend: Backend, history: History, wish: Wish, disarm: list[Callabl
     deadline = time.monotonic() + SECONDS
     overwritten = False
     known = None if wish.verify else proving.known(backend, history)
+    compiled = desired_program(wish.ruleset, wish.purge)
+    backend.suppose(compiled)
     for _ in range(ATTEMPTS):
         try:
             snapshot = known or backend.observe()
@@ -150,7 +170,9 @@ def _change(backend: Backend, history: History, wish: Wish, disarm: list[Callabl
             raise
         if wish.expected and not overwritten and program_digest(snapshot.program) != wish.expected:
             raise TryAgain("the kernel's redirects have changed since this plan was made", "plan again")
-        plan = plan_for(wish.ruleset, snapshot, purge=wish.purge, replace_foreign=wish.replace_foreign)
+        plan = plan_for(
+            wish.ruleset, snapshot, purge=wish.purge, replace_foreign=wish.replace_foreign, compiled=compiled
+        )
         known, trusted = None, known is not None
         if plan or not wish.ruleset.enabled:
             wish.judge(wish.ruleset, plan, snapshot)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from redirector.backends.iptables import reading, rules
 from redirector.backends.iptables import tree as trees
-from redirector.backends.iptables.save import SavedRule, SavedTable
+from redirector.backends.iptables.save import Saved, SavedRule, SavedTable
 from redirector.backends.iptables.script import script
 from redirector.compile import compile_ruleset
 from redirector.model import FAMILIES, Ruleset, Settings
@@ -16,9 +16,9 @@ from redirector.program import Program
 from tests.strategies import mapping, rulesets
 
 
-def saved(program: Program | None) -> reading.Saved:
+def saved(program: Program | None) -> Saved:
     """What iptables-save would tell of a program."""
-    found: reading.Saved = {}
+    found: Saved = {}
     for family in FAMILIES:
         tables = rules.encode(program, family)
         found[family] = {

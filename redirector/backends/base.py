@@ -52,6 +52,10 @@ class Backend(Protocol):
 
     name: str
 
+    def suppose(self, program: Program | None) -> None:
+        """What the kernel may well hold. Where it does, to the letter, a backend may observe in less time; anything
+        else is read as ever."""
+
     def observe(self) -> Snapshot:
         """The state of our table, consistent within one generation."""
 

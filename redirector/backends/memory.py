@@ -51,6 +51,9 @@ class MemoryBackend:
         """Let the next commit raise `error`: before it takes effect, or after."""
         self._failure = (error, after)
 
+    def suppose(self, program: Program | None) -> None:
+        pass
+
     def observe(self) -> Snapshot:
         return Snapshot(self.program, self.generation, self.foreign)
 

@@ -55,9 +55,8 @@ def plan(app: App, file: str, out: str | None, replace_foreign: bool) -> int:
         backend = app.backend_of(ruleset, files)
         progress("reading the kernel's tables")
         app.settle(backend, app.history())
-        snapshot = backend.observe()
+        snapshot, found = reconcile.look(backend, ruleset, replace_foreign=replace_foreign)
         progress("comparing")
-        found = reconcile.plan_for(ruleset, snapshot, replace_foreign=replace_foreign)
         findings = app.findings_of(ruleset, found, snapshot)
     if out:
         from redirector import saved

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from redirector.backends.iptables import commands, reading, rules, script
+from redirector.backends.iptables import commands, reading, rules, save, script
 from redirector.errors import RedirectorError
 from redirector.history import Record
 from redirector.host.privileges import become_user_namespace_root
@@ -309,7 +309,7 @@ class Rig:
                     )
                 os.chmod(path, 0o700)
 
-    def _read(self) -> reading.Saved:
+    def _read(self) -> save.Saved:
         variant = self.scenario.backend.removeprefix("iptables-")
         return self.lab.host.namespace.call(commands.read, variant, FAMILIES)
 

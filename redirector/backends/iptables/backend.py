@@ -12,15 +12,16 @@ always 0, which is never what a commit leads to, so that everything is read back
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 
 from redirector.backends.base import Snapshot
 from redirector.backends.iptables import commands, reading, rules
 from redirector.backends.iptables.commands import Failed
 from redirector.backends.iptables.damage import displaced
-from redirector.backends.iptables.save import Unparsable
+from redirector.backends.iptables.save import Saved, Unparsable
 from redirector.backends.iptables.script import Unspeakable, script
 from redirector.backends.place import Place
 from redirector.errors import NotPermitted, OutcomeUnknown, RedirectorError, Refused, Unavailable, printable
@@ -48,9 +49,11 @@ class IptablesBackend:
         except OSError as error:
             raise Unavailable(f"this kernel has no netfilter netlink socket: {error.strerror}") from None
         self._home = _namespace()
-        self._saved: reading.Saved = {}
+        self._saved: Saved = {}
         self._program: Program | None = None
-        self._written: tuple[Program | None, dict[str, rules.Tables]] = None, {}
+        # What the kernel may well hold, and the rules for it (none: not written yet).
+        self._supposed: Program | None = None
+        self._wanted: dict[str, rules.Tables] = {}
 
     def close(self) -> None:
         self._place.close()
@@ -64,18 +67,31 @@ class IptablesBackend:
     def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
         return self._place.restart_flows(ruleset, ports)
 
+    def suppose(self, program: Program | None) -> None:
+        self._supposed, self._wanted = program, {}
+
     def observe(self) -> Snapshot:
         self._require()
-        # What is, word for word, what was written last needs no second reading, and no decoding.
-        program, tables = self._written
-        saved = self._read(once=True) if program else {}
         foreign = ""
-        if not program or reading.held(saved) != tables or displaced(saved):
-            saved = self._read()
+        saved, known = self._compare(self._as_supposed)
+        program = self._supposed
+        if not known:
             foreign = reading.foreign_reason(saved)
             program = Program({}, {}) if foreign else reading.decode(saved)
         self._saved, self._program = saved, program
         return Snapshot(program, 0, foreign, reading.counters(saved, program))
+
+    def _as_supposed(self, saved: Saved) -> bool:
+        """Whether this is, word for word, what would be written for the supposed Program: it needs no second reading,
+        and no decoding, for that inverts writing."""
+        ours = reading.held(saved)
+        if self._supposed is None or not any(chains for tables in ours.values() for chains in tables.values()):
+            return False
+        with contextlib.suppress(Refused):  # what cannot be said here is not what is here
+            self._speakable(self._supposed)
+            self._wanted = self._wanted or rules.encoded(self._supposed, self._families)
+            return ours == self._wanted and not displaced(saved)
+        return False
 
     def check(self, steps: Iterable[Step]) -> None:
         for family, text in self._texts(perform(self._program, steps)).items():
@@ -94,7 +110,7 @@ class IptablesBackend:
                 self._undo(before, error)
                 raise _refused(error) from None
 
-    def _undo(self, before: reading.Saved, error: Exception) -> None:
+    def _undo(self, before: Saved, error: Exception) -> None:
         """Put everything back as it was `before`. Raises OutcomeUnknown where that fails, too: what tells is what is
         read afterwards, and no command."""
         wanted = reading.held(before)
@@ -121,9 +137,10 @@ class IptablesBackend:
         self._speakable(program)
         ours = reading.held(self._saved)
         try:
-            wanted = rules.encoded(program, self._families)
+            if not self._wanted or program != self._supposed:
+                self._supposed, self._wanted = program, rules.encoded(program, self._families)
+            wanted = self._wanted
             texts = {f: script(self._saved[f], ours[f], wanted[f]) for f in self._families}
-            self._written = program, wanted
         except Unspeakable as error:
             message = f"a rule that others made leads to our chains, and cannot be taken away: {printable(str(error))}"
             raise Refused(message, f"delete it by hand: {self.name} -t nat -D …") from None
@@ -139,9 +156,12 @@ class IptablesBackend:
         if "ipv6" not in self._families and len(rules.encode(program, "ipv6")["nat"]) > 1:
             raise Refused(f"this kernel has no IPv6, and {self.name} cannot load rules for it", 'say family = "ipv4"')
 
-    def _read(self, *, once: bool = False) -> reading.Saved:
+    def _read(self) -> Saved:
+        return self._compare(lambda _: False)[0]
+
+    def _compare(self, supposed: Callable[[Saved], bool]) -> tuple[Saved, bool]:
         try:
-            return commands.read(self._variant, self._families, once=once)
+            return commands.compare(self._variant, self._families, supposed)
         except Failed as error:
             raise Unavailable(f"the rules cannot be read: {error}", "see: redirector doctor") from None
         except Unparsable as error:

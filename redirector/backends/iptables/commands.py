@@ -10,12 +10,12 @@ import contextlib
 import os
 import select
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import BinaryIO, Self
 
 from redirector import store
 from redirector.backends.iptables import save
-from redirector.backends.iptables.save import SavedTable
+from redirector.backends.iptables.save import Saved
 from redirector.errors import Refused, TryAgain, Unavailable, printable
 
 FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin")
@@ -51,23 +51,36 @@ def find(variant: str, family: str, verb: str) -> str:
     raise Unavailable(f"there is no {name} on this host", "install the package iptables, or choose another backend")
 
 
-def read(variant: str, families: Iterable[str], *, once: bool = False) -> dict[str, dict[str, SavedTable]]:
-    """The nat and filter tables of each family, with counters. Raises Failed, Unavailable, save.Unparsable, TryAgain.
+def read(variant: str, families: Iterable[str]) -> Saved:
+    """The nat and filter tables of each family, with counters. Raises as `compare` does."""
+    return compare(variant, families, lambda _: False)[0]
+
+
+def compare(variant: str, families: Iterable[str], supposed: Callable[[Saved], bool]) -> tuple[Saved, bool]:
+    """The nat and filter tables of each family, with counters; and whether that is what was `supposed`. Raises Failed,
+    Unavailable, save.Unparsable, TryAgain.
 
     Where the kernel refuses it an answer, iptables-nft-save prints less, and tells of no error (seen with 1.8.9). So it
-    is asked twice, and has to print as many lines both times; but for those who know what it should print (`once`).
+    is asked again until it prints as many lines twice; but where it has printed everything that is `supposed`.
     """
     programs = {family: find(variant, family, "save") for family in families}
-    times = 2 if variant == "nft" and not once else 1
-    wanted = [family for family in programs if variant != "legacy" or _loaded(family)] * times
+    before: dict[str, int] = {}
     for _ in range(READINGS):
-        with contextlib.ExitStack() as stack:
-            children = [stack.enter_context(_Child([programs[family], "-c"])) for family in wanted]
-            told = [(family, child.finish()) for family, child in zip(wanted, children, strict=True)]
-        if len({(family, text.count("\n")) for family, text in told}) <= len(programs):
-            texts = dict(told)
-            return {f: save.parse(texts[f].split("\n")) if f in texts else {} for f in programs}
+        texts = _saved(programs[family] for family in programs if variant != "legacy" or _loaded(family))
+        found = {f: save.parse(texts[path].split("\n")) if path in texts else {} for f, path in programs.items()}
+        lines = {path: text.count("\n") for path, text in texts.items()}
+        known = supposed(found)
+        if known or lines == before or variant == "legacy":
+            return found, known
+        before = lines
     raise TryAgain("others keep changing the rules while they are read", "try again in a moment")
+
+
+def _saved(programs: Iterable[str]) -> dict[str, str]:
+    """What each of them prints; they run at the same time."""
+    with contextlib.ExitStack() as stack:
+        children = {path: stack.enter_context(_Child([path, "-c"])) for path in programs}
+        return {path: child.finish() for path, child in children.items()}
 
 
 def restore(variant: str, family: str, text: str, *, test: bool = False) -> None:

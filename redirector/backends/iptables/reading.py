@@ -17,7 +17,7 @@ from typing import Any
 from redirector import naming
 from redirector.backends.iptables import rules
 from redirector.backends.iptables.damage import commented, damage, leads_to_us
-from redirector.backends.iptables.save import SavedTable
+from redirector.backends.iptables.save import Saved, SavedTable
 from redirector.backends.iptables.tree import PREFIX, Chains
 from redirector.compile import whole
 from redirector.errors import printable
@@ -34,7 +34,6 @@ from redirector.program import (
     port_key,
 )
 
-Saved = dict[str, dict[str, SavedTable]]  # tables by name, by family
 _Found = tuple[Scope, int, int, str, str]  # scope, port key, target port, mapping, rewrite
 DEPTH = 16  # chains deep: what we write is at most 9
 

@@ -41,6 +41,9 @@ class SavedTable(NamedTuple):
     rules: dict[str, list[SavedRule]]
 
 
+Saved = dict[str, dict[str, SavedTable]]  # tables by name, by family
+
+
 def parse(lines: Iterable[str]) -> dict[str, SavedTable]:
     """The tables of a text, by name. Raises Unparsable."""
     tables: dict[str, SavedTable] = {}

@@ -85,6 +85,9 @@ class NftablesBackend:
     def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
         return self._place.restart_flows(ruleset, ports)
 
+    def suppose(self, program: Program | None) -> None:
+        """Elements come in any order: nothing is faster than to decode them."""
+
     def observe(self) -> Snapshot:
         previous: Snapshot | None = None
         for _ in range(READINGS):
