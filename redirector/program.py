@@ -194,7 +194,7 @@ def spans(entries: dict[int, tuple[Any, ...]]) -> Iterator[tuple[str, int, int, 
     owner = ""
     step = None  # between targets, 0 or 1; known from a run's second entry on
     for key in sorted(entries):
-        value, mapping, *_ = entries[key]
+        value, mapping = entries[key][:2]
         if key == last + 1 and mapping == owner and key & 0xFFFF:
             delta = value - final
             if delta in (0, 1) and step in (None, delta):

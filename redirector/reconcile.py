@@ -112,7 +112,7 @@ def look(
 ) -> tuple[Snapshot, Plan]:
     """Observe, and plan for that. Raises Refused for a table that is not ours."""
     compiled = desired_program(ruleset, purge)
-    backend.suppose(compiled)
+    backend.suppose(lambda: compiled)
     snapshot = backend.observe()
     return snapshot, plan_for(ruleset, snapshot, purge=purge, replace_foreign=replace_foreign, compiled=compiled)
 
@@ -156,7 +156,8 @@ def _change(backend: Backend, history: History, wish: Wish, disarm: list[Callabl
     overwritten = False
     known = None if wish.verify else proving.known(backend, history)
     compiled = desired_program(wish.ruleset, wish.purge)
-    backend.suppose(compiled)
+    known = current if isinstance(current, Record) else None
+    backend.suppose(lambda: compiled, lambda: desired_program(known.ruleset, known.purged) if known else None)
     for _ in range(ATTEMPTS):
         try:
             snapshot = known or backend.observe()

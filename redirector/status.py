@@ -19,7 +19,7 @@ def status(backend: Backend, history: History, *, waiting: bool = False) -> Stat
     current = history.current()
     record = current if isinstance(current, Record) else None
     desired = desired_program(record.ruleset, record.purged) if record else None
-    backend.suppose(desired)
+    backend.suppose(lambda: desired)
     snapshot = backend.observe()
     connections = count_connections(snapshot)
     head, mappings = (proving.head(record), record.ruleset.mappings) if record else (None, None)

@@ -5,7 +5,7 @@ A backend turns a Plan's steps into its own form, and the kernel's state into a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 from typing import Protocol
@@ -24,6 +24,9 @@ class Overtaken(Exception):
 
 class OutcomeDoubtful(Exception):
     """The transaction was sent, and no answer tells what became of it: read back."""
+
+
+Supposed = Callable[[], Program | None]  # made where it is needed
 
 
 _NONE: Counters = MappingProxyType({})
@@ -52,9 +55,9 @@ class Backend(Protocol):
 
     name: str
 
-    def suppose(self, program: Program | None) -> None:
-        """What the kernel may well hold. Where it does, to the letter, a backend may observe in less time; anything
-        else is read as ever."""
+    def suppose(self, *programs: Supposed) -> None:
+        """What the kernel may well hold, the likeliest first. Where it does, to the letter, a backend may observe in
+        less time; anything else is read as ever."""
 
     def observe(self) -> Snapshot:
         """The state of our table, consistent within one generation."""

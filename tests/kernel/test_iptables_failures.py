@@ -5,17 +5,20 @@ import fcntl
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from redirector import errors
+from redirector import status as against
 from redirector.backends.iptables import commands
+from redirector.compile import compile_ruleset
 from redirector.model import FAMILIES
+from redirector.program import Program
 from tests.kernel.iptables import VARIANTS, both, iptables, program, saved
 from tests.kernel.lab import COMMAND_TIMEOUT, Lab
-from tests.kernel.product import Product, mapping
+from tests.kernel.product import Product, mapping, opened, ruleset
 
 OLD = mapping("web", 80, 8080, exclusive=True) + mapping("staff", 80, 8090, source=["192.0.2.0/24", "2001:db8:1::/64"])
 NEW = mapping("web", 80, 8081) + mapping("ssl", 443, 8443, exclusive=True)
@@ -176,6 +179,52 @@ class TestReading:
         replace(programs / name, text)
         with pytest.raises(errors.TryAgain):
             product.status()
+
+
+class TestSupposing:
+    """What is as it was supposed is read once, and not decoded; anything else is read as ever."""
+
+    @pytest.fixture
+    def readings(self, product: Product, programs: Path, tmp_path: Path) -> Callable[[], int]:
+        """How often iptables-save ran since this was called last, for both families together."""
+        log = tmp_path / "readings"
+        for family in FAMILIES:
+            name = program(product.backend.name, family, "save")
+            replace(programs / name, f"#!/bin/sh\necho >>{log}\nexec /usr/sbin/{name} -c\n")
+
+        def readings() -> int:
+            count = log.read_text().count("\n")
+            log.unlink()
+            return count
+
+        return readings
+
+    def test_how_often_it_is_read(self, lab: Lab, product: Product, readings: Callable[[], int]) -> None:
+        known = len(FAMILIES)
+        unknown = known * (2 if product.backend.name == "iptables-nft" else 1)
+        product.apply(OLD)
+        readings()
+        with contextlib.closing(opened(lab.host.namespace, product.backend.name)) as fresh:
+            assert against.status(fresh, product.history).state == "in-sync"
+            assert readings() == known
+        with contextlib.closing(opened(lab.host.namespace, product.backend.name)) as fresh:
+            product.apply(NEW, backend=fresh)
+            assert readings() == known + known  # what was there, and what came of it
+            assert not product.apply(NEW, backend=fresh).plan
+            assert readings() == known
+        iptables(lab.host, product.backend.name, "ipv6", "-t nat -A REDIRECTOR-ALL -p tcp --dport 9 -j ACCEPT")
+        assert product.status().state == "drifted"
+        assert readings() == unknown
+
+    def test_what_is_not_there(self, lab: Lab, product: Product) -> None:
+        product.apply(OLD)
+        held = product.backend.observe().program
+        with contextlib.closing(opened(lab.host.namespace, product.backend.name)) as fresh:
+            elsewhere = compile_ruleset(ruleset("[settings]\npriority = -90\n" + OLD))  # reads the same
+            other = compile_ruleset(ruleset(NEW))
+            for supposed in (lambda: other, lambda: elsewhere, lambda: None, lambda: Program({}, {})):
+                fresh.suppose(supposed)
+                assert fresh.observe().program == held
 
 
 class TestTheOrphan:

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 
-from redirector.backends.base import Snapshot
+from redirector.backends.base import Snapshot, Supposed
 from redirector.backends.iptables import commands, reading, rules
 from redirector.backends.iptables.commands import Failed
 from redirector.backends.iptables.damage import displaced
@@ -28,9 +28,17 @@ from redirector.errors import NotPermitted, OutcomeUnknown, RedirectorError, Ref
 from redirector.model import DEFAULT_PRIORITY, FAMILIES, Ruleset
 from redirector.plan import Step, perform
 from redirector.program import Program
+from redirector.records import NamedTuple
 
 CAP_NET_ADMIN = 12  # linux/capability.h
 CAP_NET_RAW = 13  # which the legacy variant needs for its socket
+
+
+class _Written(NamedTuple):
+    """A Program, and its rules by family."""
+
+    program: Program
+    tables: dict[str, rules.Tables]
 
 
 class IptablesBackend:
@@ -51,9 +59,8 @@ class IptablesBackend:
         self._home = _namespace()
         self._saved: Saved = {}
         self._program: Program | None = None
-        # What the kernel may well hold, and the rules for it (none: not written yet).
-        self._supposed: Program | None = None
-        self._wanted: dict[str, rules.Tables] = {}
+        self._supposed: list[Supposed] = []
+        self._written: list[_Written] = []  # what of that was needed, and what was written last
 
     def close(self) -> None:
         self._place.close()
@@ -67,31 +74,37 @@ class IptablesBackend:
     def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
         return self._place.restart_flows(ruleset, ports)
 
-    def suppose(self, program: Program | None) -> None:
-        self._supposed, self._wanted = program, {}
+    def suppose(self, *programs: Supposed) -> None:
+        self._supposed = list(programs)
 
     def observe(self) -> Snapshot:
         self._require()
         foreign = ""
-        saved, known = self._compare(self._as_supposed)
-        program = self._supposed
-        if not known:
+        saved, program = self._compare(self._as_supposed)
+        if program is None:
             foreign = reading.foreign_reason(saved)
             program = Program({}, {}) if foreign else reading.decode(saved)
         self._saved, self._program = saved, program
         return Snapshot(program, 0, foreign, reading.counters(saved, program))
 
-    def _as_supposed(self, saved: Saved) -> bool:
-        """Whether this is, word for word, what would be written for the supposed Program: it needs no second reading,
-        and no decoding, for that inverts writing."""
+    def _as_supposed(self, saved: Saved) -> Program | None:
+        """The supposed Program that this is, word for word, as it would be written: that needs no second reading, and
+        no decoding, which inverts writing."""
         ours = reading.held(saved)
-        if self._supposed is None or not any(chains for tables in ours.values() for chains in tables.values()):
-            return False
-        with contextlib.suppress(Refused):  # what cannot be said here is not what is here
-            self._speakable(self._supposed)
-            self._wanted = self._wanted or rules.encoded(self._supposed, self._families)
-            return ours == self._wanted and not displaced(saved)
-        return False
+        if displaced(saved) or not any(chains for tables in ours.values() for chains in tables.values()):
+            return None
+        return next((written.program for written in self._candidates() if written.tables == ours), None)
+
+    def _candidates(self) -> Iterator[_Written]:
+        """What was written last, and what is supposed to be there; of each what cannot be said here is not what is."""
+        yield from self._written
+        while self._supposed:
+            program = self._supposed.pop(0)()
+            with contextlib.suppress(Refused):
+                self._speakable(program)
+                if program is not None:
+                    self._written.append(_Written(program, rules.encoded(program, self._families)))
+                    yield self._written[-1]
 
     def check(self, steps: Iterable[Step]) -> None:
         for family, text in self._texts(perform(self._program, steps)).items():
@@ -137,14 +150,21 @@ class IptablesBackend:
         self._speakable(program)
         ours = reading.held(self._saved)
         try:
-            if not self._wanted or program != self._supposed:
-                self._supposed, self._wanted = program, rules.encoded(program, self._families)
-            wanted = self._wanted
+            wanted = self._tables(program)
             texts = {f: script(self._saved[f], ours[f], wanted[f]) for f in self._families}
         except Unspeakable as error:
             message = f"a rule that others made leads to our chains, and cannot be taken away: {printable(str(error))}"
             raise Refused(message, f"delete it by hand: {self.name} -t nat -D …") from None
         return {family: text for family, text in texts.items() if text}
+
+    def _tables(self, program: Program | None) -> dict[str, rules.Tables]:
+        """The rules of a Program that is about to be written, and then is what may well be there."""
+        if program is None:
+            return rules.encoded(None, self._families)
+        found = next((written for written in self._written if written.program == program), None)
+        found = found or _Written(program, rules.encoded(program, self._families))
+        self._written, self._supposed = [found], []
+        return found.tables
 
     def _speakable(self, program: Program | None) -> None:
         """Raises Refused for what cannot be said here: a priority (old generations may have one), and IPv6 where the
@@ -157,9 +177,9 @@ class IptablesBackend:
             raise Refused(f"this kernel has no IPv6, and {self.name} cannot load rules for it", 'say family = "ipv4"')
 
     def _read(self) -> Saved:
-        return self._compare(lambda _: False)[0]
+        return self._compare(lambda _: None)[0]
 
-    def _compare(self, supposed: Callable[[Saved], bool]) -> tuple[Saved, bool]:
+    def _compare(self, supposed: Callable[[Saved], Program | None]) -> tuple[Saved, Program | None]:
         try:
             return commands.compare(self._variant, self._families, supposed)
         except Failed as error:

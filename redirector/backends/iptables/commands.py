@@ -11,7 +11,7 @@ import os
 import select
 import subprocess
 from collections.abc import Callable, Iterable
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TypeVar
 
 from redirector import store
 from redirector.backends.iptables import save
@@ -31,6 +31,8 @@ LOADED = {"ipv4": "ip_tables_names", "ipv6": "ip6_tables_names"}
 # Exit codes, include/xtables.h: RESOURCE_PROBLEM (in the legacy variant also: the lock is held), VERSION_PROBLEM (the
 # kernel lacks what is needed).
 RESOURCE, VERSION = 4, 3
+
+Found = TypeVar("Found")
 
 
 class Failed(Exception):
@@ -53,12 +55,14 @@ def find(variant: str, family: str, verb: str) -> str:
 
 def read(variant: str, families: Iterable[str]) -> Saved:
     """The nat and filter tables of each family, with counters. Raises as `compare` does."""
-    return compare(variant, families, lambda _: False)[0]
+    return compare(variant, families, lambda _: None)[0]
 
 
-def compare(variant: str, families: Iterable[str], supposed: Callable[[Saved], bool]) -> tuple[Saved, bool]:
-    """The nat and filter tables of each family, with counters; and whether that is what was `supposed`. Raises Failed,
-    Unavailable, save.Unparsable, TryAgain.
+def compare(
+    variant: str, families: Iterable[str], supposed: Callable[[Saved], Found | None]
+) -> tuple[Saved, Found | None]:
+    """The nat and filter tables of each family, with counters; and what they are `supposed` to be, None where they are
+    nothing of that kind. Raises Failed, Unavailable, save.Unparsable, TryAgain.
 
     Where the kernel refuses it an answer, iptables-nft-save prints less, and tells of no error (seen with 1.8.9). So it
     is asked again until it prints as many lines twice; but where it has printed everything that is `supposed`.
@@ -70,7 +74,7 @@ def compare(variant: str, families: Iterable[str], supposed: Callable[[Saved], b
         found = {f: save.parse(texts[path].split("\n")) if path in texts else {} for f, path in programs.items()}
         lines = {path: text.count("\n") for path, text in texts.items()}
         known = supposed(found)
-        if known or lines == before or variant == "legacy":
+        if known is not None or lines == before or variant == "legacy":
             return found, known
         before = lines
     raise TryAgain("others keep changing the rules while they are read", "try again in a moment")
