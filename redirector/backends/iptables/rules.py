@@ -161,16 +161,15 @@ class _Nat:
 
 def _translations(rewrite: str, entries: Entries) -> Iterator[_Found]:
     for mapping, first, last, target, final in spans(entries):
-        before = f"{match(first, last)} -m comment --comment {_quoted(mapping)} -j "
+        comment = f'-m comment --comment {_quoted(mapping)} -j'
         if rewrite == "port":
-            to = f"{target}-{final}/{first & 0xFFFF}" if final > target else str(target)
-            yield first, last, f"{before}DNAT --to-destination :{to}"
+            to = f"{target}-{final}/{first & 0xFFFF}" if final > target else target
+            yield first, last, f"{match(first, last)} {comment} DNAT --to-destination :{to}"
         elif target == final:
-            yield first, last, f"{before}REDIRECT --to-ports {target}"
+            yield first, last, f"{match(first, last)} {comment} REDIRECT --to-ports {target}"
         else:
-            comment = f"-m comment --comment {_quoted(mapping)} -j REDIRECT --to-ports"
             for key in range(first, last + 1):
-                yield key, key, f"{match(key, key)} {comment} {target + key - first}"
+                yield key, key, f"{match(key, key)} {comment} REDIRECT --to-ports {target + key - first}"
 
 
 def _quoted(mapping: str) -> str:

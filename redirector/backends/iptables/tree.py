@@ -13,6 +13,7 @@ rules: 500 of them added a tenth to the time of iptables-restore with 10,000 rul
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import lru_cache
 from zlib import adler32, crc32
 
 from redirector.program import protocol_name
@@ -97,8 +98,14 @@ class _Node:
 
 def match(first: int, last: int) -> str:
     """The condition that a packet is for one of the ports from one key to another."""
-    name = protocol_name(first >> 16)
-    return f"-p {name} -m {name} --dport {first & 0xFFFF}" + (f":{last & 0xFFFF}" if last > first else "")
+    ports = f"{first & 0xFFFF}:{last & 0xFFFF}" if last > first else first & 0xFFFF
+    return f"{_port_of(first >> 16)}{ports}"
+
+
+@lru_cache
+def _port_of(protocol: int) -> str:
+    name = protocol_name(protocol)
+    return f"-p {name} -m {name} --dport "
 
 
 def named(what: str) -> str:
