@@ -11,7 +11,6 @@ write, and nothing that we did not write can pass for ours.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 from redirector import naming
@@ -34,7 +33,9 @@ from redirector.program import (
     port_key,
 )
 
-_Found = tuple[Scope, int, int, str, str]  # scope, port key, target port, mapping, rewrite
+_Found = tuple[int, int, str, str]  # port key, target port, mapping, rewrite
+_Where = frozenset[tuple[str, str]]  # (side, family)
+_JUMP = f"-j {PREFIX}"
 DEPTH = 16  # chains deep: what we write is at most 9
 
 
@@ -102,19 +103,20 @@ def counters(saved: Saved, program: Program | None) -> dict[str, tuple[int, int]
 
 def _guess(ours: dict[str, rules.Tables]) -> Program:
     """What the rules that can be understood mean."""
-    presence: dict[_Found, set[tuple[str, str]]] = {}
-    for family, tables in ours.items():
-        for side in SIDES:
-            for found in _walk(tables["nat"], rules.TOP[side], side, family, Scope(), 0):
-                presence.setdefault(found, set()).add((side, family))
     leaves: dict[PortMap, tuple[Entries, Entries]] = {}
     counts: set[str] = set()
-    for (scope, key, target, mapping, rewrite), present in presence.items():
-        counter = naming.counter(mapping)
-        counts.add(counter)
-        for side, family in _cover(present, scope):
-            entries, counted = leaves.setdefault(PortMap(side, scope, family, rewrite), ({}, {}))
-            entries[key], counted[key] = (target, mapping), (counter, "")
+    for scope, texts in _by_scope(ours).items():
+        presence: dict[_Found, _Where] = {}
+        for text, where in texts.items():
+            for found in _ports(text):
+                presence[found] = presence[found] | where if found in presence else where
+        covers = {where: [*_cover(where, scope)] for where in set(presence.values())}
+        for (key, target, mapping, rewrite), where in presence.items():
+            counter = naming.counter(mapping)
+            counts.add(counter)
+            for side, family in covers[where]:
+                entries, counted = leaves.setdefault(PortMap(side, scope, family, rewrite), ({}, {}))
+                entries[key], counted[key] = (target, mapping), (counter, "")
     maps = _guarded({family: tables["filter"] for family, tables in ours.items()})
     for wanted, (entries, counted) in leaves.items():
         maps[naming.port_map(wanted)] = Map(PORTS, entries)
@@ -123,7 +125,33 @@ def _guess(ours: dict[str, rules.Tables]) -> Program:
     return whole(leaves, maps, DEFAULT_PRIORITY, frozenset(counts))
 
 
-def _cover(present: set[tuple[str, str]], scope: Scope) -> Iterator[tuple[str, str]]:
+def _by_scope(ours: dict[str, rules.Tables]) -> dict[Scope, dict[str, _Where]]:
+    """Where each rule of ports is, by scope. Most are on both sides and in both families, and so each is read once."""
+    found: dict[Scope, dict[str, _Where]] = {}
+    joined: dict[tuple[_Where, _Where], _Where] = {}  # ten thousand rules are in the same few places
+    for family, tables in ours.items():
+        for side in SIDES:
+            here = frozenset([(side, family)])
+            for scope, texts in _walk(tables["nat"], rules.TOP[side], side, family, Scope(), 0):
+                known = found.setdefault(scope, {})
+                for text in texts:
+                    before = known.get(text, here)
+                    if before is not here:
+                        before = joined.get((before, here)) or joined.setdefault((before, here), before | here)
+                    known[text] = before
+    return found
+
+
+def _ports(text: str) -> Iterator[_Found]:
+    """What a rule of ports gives ports to; nothing for any other."""
+    read = _translation(text)
+    if read:
+        protocol, first, last, mapping, target, step, rewrite = read
+        for port in range(first, last + 1):
+            yield port_key(protocol, port), target + step * (port - first), mapping, rewrite
+
+
+def _cover(present: _Where, scope: Scope) -> Iterator[tuple[str, str]]:
     """(side, family) of the maps that together stand for exactly these sides and families; "" stands for both."""
     families = (scope.family,) if scope.family else FAMILIES
     left = set(present)
@@ -137,22 +165,20 @@ def _cover(present: set[tuple[str, str]], scope: Scope) -> Iterator[tuple[str, s
         yield side, "" if scope.family else family
 
 
-def _walk(chains: Chains, name: str, side: str, family: str, scope: Scope, depth: int) -> Iterator[_Found]:
-    """What the rules of a chain, and of the chains that it leads to, give ports to."""
-    for text in chains.get(name, ()) if depth < DEPTH else ():
-        found = _translation(text)
-        if found:
-            protocol, first, last, mapping, target, step, rewrite = found
-            for port in range(first, last + 1):
-                yield scope, port_key(protocol, port), target + step * (port - first), mapping, rewrite
-            continue
-        condition, jumps, target_name = text.rpartition("-j ")
-        if jumps and target_name.startswith(PREFIX):
+def _walk(
+    chains: Chains, name: str, side: str, family: str, scope: Scope, depth: int
+) -> Iterator[tuple[Scope, list[str]]]:
+    """The rules of a chain, and of the chains that it leads to: those that are no jumps to ours, by scope."""
+    texts = chains.get(name, []) if depth < DEPTH else []
+    yield scope, [text for text in texts if _JUMP not in text]
+    for text in (text for text in texts if _JUMP in text):
+        condition, _, target = text.rpartition("-j ")
+        if target.startswith(PREFIX):
             # A branch of a tree of ports, or what both sides share, is in the same scope.
-            same = target_name == rules.ALL or condition.startswith("-p ")
+            same = target == rules.ALL or condition.startswith("-p ")
             inner = scope if same else _narrower(scope, condition.split(), side, family)
             if inner is not None:
-                yield from _walk(chains, target_name, side, family, inner, depth + 1)
+                yield from _walk(chains, target, side, family, inner, depth + 1)
 
 
 def _narrower(scope: Scope, condition: list[str], side: str, family: str) -> Scope | None:
@@ -183,7 +209,6 @@ def _span(text: str, mark: str) -> tuple[int, int] | None:
     return (low, high) if 0 <= low <= high else None
 
 
-@lru_cache(1 << 17)  # of both families together; both sides have mostly the same
 def _translation(text: str) -> tuple[int, int, int, str, int, int, str] | None:
     """(protocol, first, last, mapping, first target, step between targets, rewrite) of a rule of ports."""
     found = text.split(" ")

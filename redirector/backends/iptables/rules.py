@@ -161,7 +161,7 @@ class _Nat:
 
 def _translations(rewrite: str, entries: Entries) -> Iterator[_Found]:
     for mapping, first, last, target, final in spans(entries):
-        comment = f'-m comment --comment {_quoted(mapping)} -j'
+        comment = f"-m comment --comment {_quoted(mapping)} -j"
         if rewrite == "port":
             to = f"{target}-{final}/{first & 0xFFFF}" if final > target else target
             yield first, last, f"{match(first, last)} {comment} DNAT --to-destination :{to}"
