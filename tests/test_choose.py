@@ -5,7 +5,8 @@ import pytest
 from redirector.backends.iptables import rules, save, tree
 from redirector.choose import Choice, choose, missing, nat_users, ours, users
 from redirector.errors import Unavailable
-from redirector.host.firewalls import RESERVED, Firewalls, NftChain, Saved, rule_texts, tool_names
+from redirector.host.firewalls import RESERVED, Firewalls, NftChain, tool_names
+from redirector.host.listings import Saved, rule_texts
 
 MODERN, OLD = "6.1.0-18-amd64", "4.19.0-26-amd64"
 TOOLS = {name: f"/usr/sbin/{name}" for kind in ("iptables-nft", "iptables-legacy") for name in tool_names(kind)}

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from redirector.choose import Choice
 from redirector.diagnose import Finding, findings
-from redirector.host.firewalls import Firewalls, Listed, NftChain, Saved
+from redirector.host.firewalls import Firewalls, NftChain
+from redirector.host.listings import Listed, Saved
 from redirector.model import Mapping, Ports, Ruleset, Settings
 from redirector.others import ALL, Question, follow, overlap, saved, spans, without
 from redirector.others.openings import opening
