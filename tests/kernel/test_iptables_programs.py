@@ -1,5 +1,6 @@
 """What the programs of iptables are told, and what becomes of a change where one prints nonsense or never ends."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from redirector.backends.iptables import commands
 from redirector.backends.iptables.backend import IptablesBackend
 from tests.kernel.iptables import VARIANTS, iptables, program
 from tests.kernel.lab import Lab
-from tests.kernel.product import Product, mapping
+from tests.kernel.product import Product, mapping, opened
 
 WEB = mapping("web", 80, 8080, protocol=["tcp", "udp"], exclusive=True)
 
@@ -46,6 +47,26 @@ def test_they_are_told_nothing_of_our_environment(
     assert {"PATH", "LC_ALL"} <= names <= {"PATH", "LC_ALL", "PWD", "OLDPWD", "SHLVL", "_"}
     assert (folder / "argv").read_text() == "--noflush --counters --wait 5\n"  # no word of the file's
     assert "-j REDIRECTOR-IN" in (folder / "text").read_text()
+
+
+def test_a_host_that_has_them_under_plain_names(
+    lab: Lab, product: Product, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of the RHEL family do: `iptables -V` tells which variant it is."""
+    variant = product.backend.name.removeprefix("iptables-")
+    for name in ("iptables", "ip6tables"):
+        for suffix in ("", "-save", "-restore"):
+            (tmp_path / f"{name}{suffix}").symlink_to(f"/usr/sbin/xtables-{variant}-multi")
+    monkeypatch.setattr(commands, "FOLDERS", (str(tmp_path),))
+    with contextlib.closing(opened(lab.host.namespace, product.backend.name)) as backend:
+        assert product.apply(WEB, backend=backend).recorded
+        assert backend.observe().program == product.backend.observe().program
+    other = "legacy" if variant == "nft" else "nft"
+    with pytest.raises(errors.Unavailable, match=f"there is no iptables-{other}-save"):
+        commands.find(other, "ipv4", "save")
+    (tmp_path / "iptables").unlink()  # nothing tells the variant now
+    with pytest.raises(errors.Unavailable):
+        commands.find(variant, "ipv4", "save")
 
 
 def test_one_that_never_ends(product: Product, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
