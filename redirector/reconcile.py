@@ -15,9 +15,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from functools import cache
 
 from redirector import proving
-from redirector.backends.base import Backend, OutcomeDoubtful, Overtaken, Snapshot
+from redirector.backends.base import Backend, OutcomeDoubtful, Overtaken, Snapshot, Supposed
 from redirector.compile import compile_ruleset
 from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain, printable
 from redirector.history import History, Record, Unreadable
@@ -81,16 +82,20 @@ def desired_program(ruleset: Ruleset, purge: bool = False) -> Program | None:
     return None if purge else compile_ruleset(ruleset)
 
 
+def _recorded(current: Record | Unreadable | None) -> Program | None:
+    return desired_program(current.ruleset, current.purged) if isinstance(current, Record) else None
+
+
 def plan_for(
     ruleset: Ruleset,
     snapshot: Snapshot,
     *,
     purge: bool = False,
     replace_foreign: bool = False,
-    compiled: Program | None = None,
+    compiled: Supposed | None = None,
 ) -> Plan:
-    """What would lead from the snapshot to the ruleset, which may be `compiled` already. Raises Refused for a table
-    that is not ours."""
+    """What would lead from the snapshot to the ruleset; `compiled` gives the Program of that, where it is needed
+    elsewhere, too. Raises Refused for a table that is not ours."""
     if isinstance(snapshot, Known) and not purge:
         return plan_from(snapshot, ruleset)
     observed = snapshot.program
@@ -101,7 +106,7 @@ def plan_for(
             hint = "end that process: the kernel lets nobody else change its table, and it goes with it"
             raise Refused(message, hint if held else "rename or remove it, or insist with --replace-foreign")
         observed = Program({}, {}, 0, ("what somebody else made of the table",))
-    desired = compiled or desired_program(ruleset, purge)
+    desired = compiled() if compiled else desired_program(ruleset, purge)
     if desired is not None and not ruleset.enabled and observed is None:
         desired = None  # nothing to drain: no table is as good as an empty one
     return make_plan(desired, observed)
@@ -111,8 +116,8 @@ def look(
     backend: Backend, ruleset: Ruleset, *, purge: bool = False, replace_foreign: bool = False
 ) -> tuple[Snapshot, Plan]:
     """Observe, and plan for that. Raises Refused for a table that is not ours."""
-    compiled = desired_program(ruleset, purge)
-    backend.suppose(lambda: compiled)
+    compiled = cache(lambda: desired_program(ruleset, purge))
+    backend.suppose(compiled)
     snapshot = backend.observe()
     return snapshot, plan_for(ruleset, snapshot, purge=purge, replace_foreign=replace_foreign, compiled=compiled)
 
@@ -155,9 +160,8 @@ def _change(backend: Backend, history: History, wish: Wish, disarm: list[Callabl
     deadline = time.monotonic() + SECONDS
     overwritten = False
     known = None if wish.verify else proving.known(backend, history)
-    compiled = desired_program(wish.ruleset, wish.purge)
-    known = current if isinstance(current, Record) else None
-    backend.suppose(lambda: compiled, lambda: desired_program(known.ruleset, known.purged) if known else None)
+    compiled = cache(lambda: desired_program(wish.ruleset, wish.purge))
+    backend.suppose(compiled, lambda: _recorded(current))
     for _ in range(ATTEMPTS):
         try:
             snapshot = known or backend.observe()
