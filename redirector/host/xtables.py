@@ -18,8 +18,7 @@ def name(variant: str, family: str, verb: str) -> str:
 def find(variant: str, family: str, verb: str, folders: Iterable[str] = children.FOLDERS) -> str:
     """The path of a program, "" where there is none.
 
-    Hosts with one variant alone may have it under the plain name (those of the RHEL family have): `iptables -V` tells
-    which one it is.
+    Hosts with one variant alone may have it under the plain name only: `iptables -V` tells which one it is.
     """
     folders = tuple(folders)
     path = children.find(name(variant, family, verb), folders)

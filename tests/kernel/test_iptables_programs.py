@@ -52,7 +52,7 @@ def test_they_are_told_nothing_of_our_environment(
 def test_a_host_that_has_them_under_plain_names(
     lab: Lab, product: Product, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As those of the RHEL family do: `iptables -V` tells which variant it is."""
+    """Where they have one variant alone: `iptables -V` tells which it is."""
     variant = product.backend.name.removeprefix("iptables-")
     for name in ("iptables", "ip6tables"):
         for suffix in ("", "-save", "-restore"):
