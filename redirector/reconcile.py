@@ -113,13 +113,14 @@ def plan_for(
 
 
 def look(
-    backend: Backend, ruleset: Ruleset, *, purge: bool = False, replace_foreign: bool = False
+    backend: Backend, history: History, ruleset: Ruleset, *, replace_foreign: bool = False
 ) -> tuple[Snapshot, Plan]:
-    """Observe, and plan for that. Raises Refused for a table that is not ours."""
-    compiled = cache(lambda: desired_program(ruleset, purge))
+    """Observe, where what the kernel holds is not known, and plan for that. Raises Refused for a table that is not
+    ours."""
+    compiled = cache(lambda: desired_program(ruleset))
     backend.suppose(compiled)
-    snapshot = backend.observe()
-    return snapshot, plan_for(ruleset, snapshot, purge=purge, replace_foreign=replace_foreign, compiled=compiled)
+    snapshot = proving.known(backend, history) or backend.observe()
+    return snapshot, plan_for(ruleset, snapshot, replace_foreign=replace_foreign, compiled=compiled)
 
 
 def change(backend: Backend, history: History, wish: Wish) -> Outcome:

@@ -72,7 +72,7 @@ def apply(
         history = app.history()
         judge = app.judge(insist)
         if dry_run:
-            snapshot, found = reconcile.look(backend, ruleset, replace_foreign=insist["replace_foreign"])
+            snapshot, found = reconcile.look(backend, history, ruleset, replace_foreign=insist["replace_foreign"])
             if found:
                 judge(ruleset, found, snapshot)
                 backend.check(found.steps)

@@ -55,7 +55,7 @@ def plan(app: App, file: str, out: str | None, replace_foreign: bool) -> int:
         backend = app.backend_of(ruleset, files)
         progress("reading the kernel's tables")
         app.settle(backend, app.history())
-        snapshot, found = reconcile.look(backend, ruleset, replace_foreign=replace_foreign)
+        snapshot, found = reconcile.look(backend, app.history(), ruleset, replace_foreign=replace_foreign)
         progress("comparing")
         findings = app.findings_of(ruleset, found, snapshot)
     if out:
