@@ -36,6 +36,7 @@ from redirector.program import (
 Saved = dict[str, dict[str, SavedTable]]  # tables by name, by family
 _Found = tuple[Scope, int, int, str, str]  # scope, port key, target port, mapping, rewrite
 DEPTH = 16  # chains deep: what we write is at most 9
+NO_PORT = 0  # instead of a port key: the scope has a chain, and that is empty
 
 
 def held(saved: Saved) -> dict[str, rules.Tables]:
@@ -111,10 +112,11 @@ def _guess(ours: dict[str, rules.Tables]) -> Program:
     counts: set[str] = set()
     for (scope, key, target, mapping, rewrite), present in presence.items():
         counter = naming.counter(mapping)
-        counts.add(counter)
         for side, family in _cover(present, scope):
             entries, counted = leaves.setdefault(PortMap(side, scope, family, rewrite), ({}, {}))
-            entries[key], counted[key] = (target, mapping), (counter, "")
+            if key != NO_PORT:
+                counts.add(counter)
+                entries[key], counted[key] = (target, mapping), (counter, "")
     maps = _guarded({family: tables["filter"] for family, tables in ours.items()})
     for wanted, (entries, counted) in leaves.items():
         maps[naming.port_map(wanted)] = Map(PORTS, entries)
@@ -138,7 +140,10 @@ def _cover(present: set[tuple[str, str]], scope: Scope) -> Iterator[tuple[str, s
 
 
 def _walk(chains: rules.Chains, name: str, side: str, family: str, scope: Scope, depth: int) -> Iterator[_Found]:
-    """What the rules of a chain, and of the chains that it leads to, give ports to."""
+    """What the rules of a chain, and of the chains that it leads to, give ports to; a chain that somebody has emptied
+    is still the chain of its scope."""
+    if depth and chains.get(name) == []:
+        yield scope, NO_PORT, 0, "", "port"
     for text in chains.get(name, ()) if depth < DEPTH else ():
         found = _translation(text)
         if found:

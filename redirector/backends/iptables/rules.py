@@ -111,14 +111,15 @@ class _Nat:
         looked_up: list[Translate] = []
         for rule in self.program.chains[name].rules:
             if isinstance(rule, Translate):
-                looked_up.append(rule)
+                looked_up += [rule] * (rule.family in ("", self.family))
             else:
                 texts += [f"{condition} -j {chain}".lstrip() for condition, chain in self._jumps(rule) if chain]
         shared = [rule for rule in looked_up if name in TOP and naming.serves_both(rule.map)]
-        items = self._ports(rule for rule in looked_up if rule not in shared)
-        if not (texts or items) and name not in TOP:
+        alone = [rule for rule in looked_up if rule not in shared]
+        items = self._ports(alone)
+        if not (texts or alone) and name not in TOP:
             return ""
-        self._any = self._any or bool(items)
+        self._any = self._any or bool(alone)
         own = TOP.get(name) or named(name)
         self.chains[own] = texts + tree(own, items, self.chains)
         if shared:
@@ -128,11 +129,8 @@ class _Nat:
     def _share(self, own: str, shared: list[Translate]) -> None:
         """Let a top chain end with what both of them lead to."""
         if ALL not in self.chains:
-            items = self._ports(shared)
-            if not items:
-                return
             self._any = True
-            self.chains[ALL] = tree(ALL, items, self.chains)
+            self.chains[ALL] = tree(ALL, self._ports(shared), self.chains)
         self.chains[own].append(f"-j {ALL}")
 
     def _ports(self, looked_up: Iterable[Translate]) -> list[Item]:
@@ -140,8 +138,7 @@ class _Nat:
         for each is all the same here, and so maps of one form are taken together."""
         maps: dict[str, list[str]] = {}
         for rule in looked_up:
-            if rule.family in ("", self.family):
-                maps.setdefault(rule.rewrite, []).append(rule.map)
+            maps.setdefault(rule.rewrite, []).append(rule.map)
         known = tuple((rewrite, *names) for rewrite, names in maps.items())
         if known not in self._items:
             entries = {
