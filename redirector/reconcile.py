@@ -210,10 +210,11 @@ def _carry_out(
 ) -> Outcome:
     """Commit one plan and record it. Raises Overtaken where somebody else was faster."""
     known = current if isinstance(current, Record) else None
-    same = known is not None and (wish.ruleset, wish.purge, backend.name) == (
-        known.ruleset,
-        known.purged,
-        known.backend,
+    # Without a table it is all the same which backend has none.
+    same = (
+        known is not None
+        and (wish.ruleset, wish.purge) == (known.ruleset, known.purged)
+        and (wish.purge or backend.name == known.backend)
     )
     nothing_ever = current is None and plan.desired is None and not plan
     if same or nothing_ever:

@@ -38,12 +38,15 @@ def native(*rules: Any, policy: str = "drop", **sets: Any) -> Listed:
     return Listed("inet", "f", tuple(objects), {i: json.dumps(rule) for i, rule in enumerate(rules, 1)})
 
 
+DEFAULTS = Settings()
+
+
 def found(
     *mappings: Mapping,
     saved: tuple[Saved, ...] = (),
     listed: tuple[Listed, ...] = (),
     choice: Choice = NFT,
-    settings: Settings = Settings(),  # noqa: B008 (it is immutable)
+    settings: Settings = DEFAULTS,
     **host: Any,
 ) -> list[Finding]:
     host = {"tools": TOOLS, **host}

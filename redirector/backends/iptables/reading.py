@@ -36,6 +36,8 @@ from redirector.program import (
 _Found = tuple[int, int, str, str]  # port key, target port, mapping, rewrite
 _Where = frozenset[tuple[str, str]]  # (side, family)
 _JUMP = f"-j {PREFIX}"
+NO_PORT = 0  # instead of a port key: the scope has a chain, and that is empty
+EMPTY = ""  # instead of a rule: the same
 DEPTH = 16  # chains deep: what we write is at most 9
 
 
@@ -113,9 +115,11 @@ def _guess(ours: dict[str, rules.Tables]) -> Program:
         covers = {where: [*_cover(where, scope)] for where in set(presence.values())}
         for (key, target, mapping, rewrite), where in presence.items():
             counter = naming.counter(mapping)
-            counts.add(counter)
             for side, family in covers[where]:
                 entries, counted = leaves.setdefault(PortMap(side, scope, family, rewrite), ({}, {}))
+                if key == NO_PORT:
+                    continue
+                counts.add(counter)
                 entries[key], counted[key] = (target, mapping), (counter, "")
     maps = _guarded({family: tables["filter"] for family, tables in ours.items()})
     for wanted, (entries, counted) in leaves.items():
@@ -144,6 +148,8 @@ def _by_scope(ours: dict[str, rules.Tables]) -> dict[Scope, dict[str, _Where]]:
 
 def _ports(text: str) -> Iterator[_Found]:
     """What a rule of ports gives ports to; nothing for any other."""
+    if text == EMPTY:
+        yield NO_PORT, 0, "", "port"
     read = _translation(text)
     if read:
         protocol, first, last, mapping, target, step, rewrite = read
@@ -168,9 +174,10 @@ def _cover(present: _Where, scope: Scope) -> Iterator[tuple[str, str]]:
 def _walk(
     chains: Chains, name: str, side: str, family: str, scope: Scope, depth: int
 ) -> Iterator[tuple[Scope, list[str]]]:
-    """The rules of a chain, and of the chains that it leads to: those that are no jumps to ours, by scope."""
+    """The rules of a chain, and of the chains that it leads to: those that are no jumps to ours, by scope. A chain that
+    somebody has emptied is still the chain of its scope."""
     texts = chains.get(name, []) if depth < DEPTH else []
-    yield scope, [text for text in texts if _JUMP not in text]
+    yield scope, [text for text in texts if _JUMP not in text] or [EMPTY] * (depth > 0 and chains.get(name) == [])
     for text in (text for text in texts if _JUMP in text):
         condition, _, target = text.rpartition("-j ")
         if target.startswith(PREFIX):

@@ -109,25 +109,20 @@ class _Nat:
         looked_up: list[Translate] = []
         for rule in self.program.chains[name].rules:
             if isinstance(rule, Translate):
-                looked_up.append(rule)
+                looked_up += [rule] * (rule.family in ("", self.family))
             else:
                 texts += [f"{condition} -j {chain}".lstrip() for condition, chain in self._jumps(rule) if chain]
         shared = [rule for rule in looked_up if name in TOP and naming.serves_both(rule.map)]
-        own = TOP.get(name) or named(name)
-        ports = self._ports(own, [rule for rule in looked_up if rule not in shared])
-        if not (texts or ports) and name not in TOP:
+        alone = [rule for rule in looked_up if rule not in shared]
+        if not (texts or alone) and name not in TOP:
             return ""
-        self.chains[own] = texts + ports
-        if shared and (ALL in self.chains or self._share(shared)):
+        own = TOP.get(name) or named(name)
+        self.chains[own] = texts + self._ports(own, alone)
+        if shared:  # what both top chains end with
+            if ALL not in self.chains:
+                self.chains[ALL] = self._ports(ALL, shared)
             self.chains[own].append(f"-j {ALL}")
         return own
-
-    def _share(self, shared: list[Translate]) -> bool:
-        """Write what both top chains end with, if there is anything."""
-        rules = self._ports(ALL, shared)
-        if rules:
-            self.chains[ALL] = rules
-        return bool(rules)
 
     def _ports(self, name: str, looked_up: Iterable[Translate]) -> list[str]:
         """The rules of the chain `name` for these rules of a Program; what they lead to is written. That a mapping
@@ -135,10 +130,9 @@ class _Nat:
         together."""
         maps: dict[str, list[str]] = {}
         for rule in looked_up:
-            if rule.family in ("", self.family):
-                maps.setdefault(rule.rewrite, []).append(rule.map)
+            maps.setdefault(rule.rewrite, []).append(rule.map)
         found = self._trees.tree(name, tuple((rewrite, *names) for rewrite, names in maps.items()))
-        self._any = self._any or bool(found.rules)
+        self._any = self._any or bool(maps)
         self.chains |= found.below
         return found.rules
 
