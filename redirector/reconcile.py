@@ -272,7 +272,7 @@ def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> i
     """One transaction, if there is anything to do, and the proof that it happened: the genid at which what was wanted
     is in force. Raises Overtaken, Refused, OutcomeUnknown."""
     if not plan:
-        return snapshot.genid
+        return snapshot.proven
     doubt = ""
     try:
         backend.commit(plan.steps, snapshot.genid)
@@ -284,7 +284,7 @@ def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> i
                 return _after(snapshot.genid)
     found = _read_back(backend)
     if not make_plan(plan.desired, found.program) and not found.foreign:
-        return found.genid
+        return found.proven
     if doubt and found.program == snapshot.program:
         raise Refused(f"the kernel did not take the transaction ({printable(doubt)}); nothing was changed", "try again")
     raise _Overwritten

@@ -45,7 +45,7 @@ def status(backend: Backend, history: History, *, waiting: bool = False) -> Stat
     if plan:
         gone = [Drift("structure", None, "the table is gone")] if snapshot.program is None else []
         return make("drifted", [*gone, *(_drift(c) for c in plan.changes)], _elsewhere(backend, record))
-    proven = proving.prove(backend, history, record, snapshot.genid, proving.capacities(snapshot))
+    proven = proving.prove(backend, history, record, snapshot.proven, proving.capacities(snapshot))
     return make("in-sync" if record.ruleset.enabled else "drained")._replace(proof=proven)
 
 

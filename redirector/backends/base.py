@@ -36,13 +36,20 @@ class Snapshot(NamedTuple):
     """What was observed: `program` is None where our table is absent.
 
     `genid` is the kernel's generation number at which it was true. `foreign` says in words what has our name and why
-    it is not ours ("" where it is, or there is none). `counters` is (packets, bytes) by counter.
+    it is not ours ("" where it is, or there is none). `counters` is (packets, bytes) by counter. `seen` is the
+    generation number of nf_tables all through the reading, where that is nothing to commit against; 0 is unknown.
     """
 
     program: Program | None
     genid: int
     foreign: str = ""
     counters: Counters = _NONE
+    seen: int = 0
+
+    @property
+    def proven(self) -> int:
+        """The generation number at which this is so, as a proof has it; 0 where nothing tells."""
+        return self.genid or self.seen
 
     @property
     def occupied(self) -> bool:

@@ -116,7 +116,7 @@ def _proven(folder: str) -> Status | None:
     from redirector.report import by_proof
 
     found = proof.load(folder)
-    if found is None or found.backend != "nftables":
+    if found is None:
         return None
     try:
         with contextlib.closing(Place()) as place:

@@ -10,7 +10,8 @@ chains, and the jumps to them by their own words: what others do in between is n
 always 0, which is never what a commit leads to, so that everything is read back after each. The genid of nf_tables
 would be no proof: where the kernel refuses iptables-nft-restore 1.8.9 a socket, or an answer about a target's revision,
 it writes `-j DNAT --to-destination 2.0.0.0-0.0.0.0` for `:6`, ends with 0, and moves the genid as ever (27 of 780
-injected errors led to other rules than those asked for, with success and the genid expected).
+injected errors led to other rules than those asked for, with success and the genid expected). But once everything was
+read and found right, the nft variant's rules stay so while that genid stays: it is told with what was read (`seen`).
 
 Reading is fast where it finds what it was told to `suppose`: what was written last, what is wanted, what was recorded.
 The text that would be written for that is compared with the text that is there, rule by rule; if they are equal, there
@@ -30,6 +31,7 @@ from redirector.backends.iptables.commands import Failed
 from redirector.backends.iptables.damage import displaced
 from redirector.backends.iptables.save import Saved, Unparsable
 from redirector.backends.iptables.script import Unspeakable, script
+from redirector.backends.nftables import message
 from redirector.backends.place import Place
 from redirector.errors import NotPermitted, OutcomeUnknown, RedirectorError, Refused, Unavailable, printable
 from redirector.model import DEFAULT_PRIORITY, FAMILIES, Ruleset
@@ -87,12 +89,20 @@ class IptablesBackend:
     def observe(self) -> Snapshot:
         self._require()
         foreign = ""
+        before = self._genid()
         saved, program = self._compare(self._as_supposed)
         if program is None:
             foreign = reading.foreign_reason(saved)
             program = Program({}, {}) if foreign else reading.decode(saved)
         self._saved, self._program = saved, program
-        return Snapshot(program, 0, foreign, reading.counters(saved, program))
+        seen = before if self._genid() == before else 0
+        return Snapshot(program, 0, foreign, reading.counters(saved, program), seen)
+
+    def _genid(self) -> int:
+        """The generation number of nf_tables, 0 where that has nothing to do with it, or does not tell."""
+        with contextlib.suppress(OSError):
+            return message.genid(self._place.netfilter) if self._variant == "nft" else 0
+        return 0
 
     def _as_supposed(self, saved: Saved) -> Program | None:
         """The supposed Program that this is, word for word, as it would be written: that needs no second reading, and
