@@ -2,14 +2,24 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 BENCH = Path(__file__).parents[1] / "bench" / "bench.py"
+
+EXPERIMENTS = """start imports shifted range tables engine observe status unchanged delta connects-nftables
+connects-iptables-nft connects-iptables-legacy proxies rivals load-iptables-nft load-iptables-legacy range-iptables
+growth keys limit""".split()
+GROWTH = {"growth", "keys", "limit"}  # which compare nothing
+MEASURED = {"README.md", "performance.md", "scaling.md", "backends.md"}
+MARKED = re.compile(r"(?<=-->\n).*?(?=<!-- bench:end -->)", re.DOTALL)
 
 # The experiments make network namespaces, in processes of their own (as anybody: they see to that themselves).
 pytestmark = pytest.mark.kernel
@@ -26,21 +36,63 @@ def bench(out: Path, *arguments: str, path: str = "") -> tuple[int, str, Any]:
 
 
 def test_every_experiment_runs(tmp_path: Path) -> None:
-    status, printed, found = bench(tmp_path / "a" / "folder")
+    folder = tmp_path / "a" / "folder"
+    status, printed, found = bench(folder)
     assert found["failures"] == []
     assert status == 0
     names = [section["name"] for section in found["sections"]]
-    ours = ["start", "imports", "shifted", "engine", "whole", "observe", "unchanged", "change"]
-    iptables = ["connects-nft", "connects-legacy", "load-nft", "load-legacy", "range-iptables"]
     # A plain user's namespace has no iptables-legacy.
-    assert names == ours + [name for name in iptables if os.geteuid() == 0 or "legacy" not in name]
+    assert names == [name for name in EXPERIMENTS if os.geteuid() == 0 or not name.endswith("-legacy")]
     for section in found["sections"]:
-        assert section["comparisons"], section["name"]
+        assert section["comparisons"] or section["name"] in GROWTH, section["name"]
         for series in section["series"].values():
             for spread in (series["seconds"], series["cpu"]):
                 assert 0 < spread["low"] <= spread["median"] <= spread["high"]
-    assert printed == (tmp_path / "a" / "folder" / "bench.md").read_text(encoding="utf-8")
-    assert "| `apply` of web.toml to `--version` |" in printed
+    assert printed == (folder / "bench.md").read_text(encoding="utf-8")
+    assert "| `apply` of web.toml to `python -c" in printed
+    assert "the numbers and verdicts say nothing" in printed
+    assert sorted(path.name for path in folder.glob("*.svg")) == ["growth.svg", "packets.svg", "rivals.svg"]
+    for path in folder.glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_pages_are_filled_from_what_was_measured(tmp_path: Path) -> None:
+    """`--republish` on a checkout's copy: only what stands between the marks is written anew, and twice the same."""
+    bench(tmp_path / "out")
+    root = tmp_path / "checkout"
+    shutil.copytree(BENCH.parent, root / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(BENCH.parents[1] / "docs", root / "docs")
+    shutil.copy(BENCH.parents[1] / "README.md", root)
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+    def outside() -> list[list[str]]:
+        return [MARKED.split(page.read_text(encoding="utf-8")) for page in pages]
+
+    def republish() -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, str(root / "bench" / "bench.py"), "--republish", "--out", str(tmp_path / "out")]
+        return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=100)
+
+    before = outside()
+    assert republish().returncode == 0
+    assert outside() == before
+    texts = [page.read_text(encoding="utf-8") for page in pages]
+    machine = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))["machine"]
+    assert all(machine["when"] in text for page, text in zip(pages, texts, strict=True) if page.name in MEASURED)
+    assert republish().returncode == 0
+    assert [page.read_text(encoding="utf-8") for page in pages] == texts
+
+
+def test_a_line_through_medians() -> None:
+    """Without noise, the line is found exactly, whatever the distance of the sizes."""
+    code = (
+        "import publish; from measure import Spread; from report import Chart; "
+        "at = lambda n: Spread(*[0.05 + n * 5e-6] * 3); "
+        "c = Chart('', '', '', '', 1, {'x': [(n, at(n)) for n in (10, 1000, 60000)]}); print(*publish.fit(c, 'x'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=BENCH.parent)
+    constant, slope = map(float, done.stdout.split())
+    assert constant == pytest.approx(0.05)
+    assert slope == pytest.approx(5e-6)
 
 
 def test_one_experiment(tmp_path: Path) -> None:
