@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from report import Chart, Report
 
 MARKERS = "osD^vP*Xhp<>"
@@ -37,7 +38,9 @@ def _draw(parts: list[Chart], path: Path) -> Path:
             axes.fill_between(across, low, high, alpha=0.15, color=drawn.get_color(), linewidth=0)
         axes.set(xscale="log", yscale="log", xlabel=first.across, ylabel=first.up, title=first.title)
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which("{x:,g}")
         axes.grid(visible=True, which="major", alpha=0.3)
         figure.legend(loc="outside right upper", frameon=False, fontsize="small")
         figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None})
