@@ -73,8 +73,7 @@ def main() -> int:
     folder = Path(options.out)
     if options.republish:
         report = Report.read(json.loads((folder / "bench.json").read_text(encoding="utf-8")))
-        _show(report, folder, pages=True)
-        return 0
+        return 0 if _show(report, folder, pages=True) else 1
     try:
         if os.geteuid():
             if not options.quick:
@@ -90,19 +89,24 @@ def main() -> int:
     (folder / "bench.md").write_text(report.markdown(), encoding="utf-8")
     text = json.dumps(report.json(), indent=1, ensure_ascii=False)
     (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
-    _show(report, folder, pages=options.publish)
+    shown = _show(report, folder, pages=options.publish)
     print(report.markdown(), end="")
-    return 1 if report.failures else 0
+    return 0 if shown and not report.failures else 1
 
 
-def _show(report: Report, folder: Path, *, pages: bool) -> None:
-    """Draw the charts, and write the pages. What that imports makes a process large: see measure.own_peak."""
+def _show(report: Report, folder: Path, *, pages: bool) -> bool:
+    """Draw the charts, and write the pages; whether that went well. It makes a process large: see measure.own_peak."""
     import chart
     import publish
 
     chart.draw(report, folder)
-    if pages:
-        publish.publish(report, ROOT)
+    try:
+        if pages:
+            publish.publish(report, ROOT)
+    except Failed as error:
+        print(f"bench: the pages stay as they are: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _run(pace: str, only: list[str] | None) -> Report:

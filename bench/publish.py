@@ -26,10 +26,11 @@ BEYOND = 100_000
 
 
 def publish(report: Report, root: Path) -> None:
-    """Raises Failed for a block that the report has nothing for."""
-    for page in PAGES:
-        path = root / page
-        path.write_text(filled(path.read_text(encoding="utf-8"), report), encoding="utf-8")
+    """All pages, or none: raises Failed for a block that the report has nothing for."""
+    pages = [root / page for page in PAGES]
+    texts = [filled(page.read_text(encoding="utf-8"), report) for page in pages]
+    for page, text in zip(pages, texts, strict=True):
+        page.write_text(text, encoding="utf-8")
 
 
 def filled(text: str, report: Report) -> str:
