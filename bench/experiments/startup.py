@@ -58,7 +58,10 @@ def imported(shop: Workshop) -> Section:
     root = min(trees[1:], key=imports.Import.cost)
     heavy, foreign = imports.heavier(root, "click"), imports.third_party(root, ("click", "redirector", "tomli"))
     section = Section("imports", "Imports of `redirector apply`")
-    for what, names in (("modules heavier than click", heavy), ("packages beyond click, tomli and the stdlib", foreign)):
+    for what, names in (
+        ("modules heavier than click", heavy),
+        ("packages beyond click, tomli and the stdlib", foreign),
+    ):
         section.comparisons.append(Comparison(f"{what} that `apply` imports", len(names), len(names), unit="", limit=0))
         section.notes += [f"{what}: {', '.join(names)}."] if names else []
     most = ", ".join(f"{name} {cost:.1f}" for name, cost in imports.heaviest(root, "click"))
