@@ -107,13 +107,15 @@ def test_pages_stay_where_a_run_lacks_an_experiment(tmp_path: Path) -> None:
     root, out = tmp_path / "checkout", tmp_path / "out"
     bench(out, "--only", "imports")
     shutil.copytree(BENCH.parent, root / "bench", ignore=shutil.ignore_patterns("__pycache__"))
-    page = root / "README.md"
-    page.write_text("<!-- bench:begin judged imports start -->\nold\n<!-- bench:end -->\n", encoding="utf-8")
+    (root / "docs").mkdir()
+    pages = {root / "README.md": "imports", root / "docs" / "performance.md": "start"}
+    for page, name in pages.items():
+        page.write_text(f"<!-- bench:begin judged {name} -->\nold\n<!-- bench:end -->\n", encoding="utf-8")
     argv = [sys.executable, str(root / "bench" / "bench.py"), "--republish", "--out", str(out)]
     done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert "the run has no 'start'" in done.stderr
-    assert "\nold\n" in page.read_text(encoding="utf-8")
+    assert all("\nold\n" in page.read_text(encoding="utf-8") for page in pages)
 
 
 def test_a_line_through_medians() -> None:
