@@ -50,7 +50,7 @@ def rivals(shop: Workshop) -> Section:
                 cases[f"`iptables-{variant}-restore`, both families"] = _restore(shop, there, variant, count)
             if reload:
                 cases[FIREWALLD] = _reload(here["fire"], reload, count)
-            found[count] = take_turns(cases, shop.rounds(3 if count < 10_000 else 1))
+            found[count] = take_turns(cases, shop.rounds(3 if count < 1000 else 2 if count == 1000 else 1))
     series = {f"{name}, {count:,} mappings": spent for count, at in found.items() for name, spent in at.items()}
     section = Section("rivals", "The same mappings by other programs, whole processes", series)
     for name in found[sizes[0]]:
