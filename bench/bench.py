@@ -34,7 +34,8 @@ from redirector.host.privileges import become_user_namespace_root
 ROOT = HERE.parent
 
 
-def _measure(shop: Workshop, names: list[str], report: Report) -> None:
+def _measure(shop: Workshop, names: list[str], report: Report, folder: Path) -> None:
+    """What has been measured is in the folder after each experiment, however this ends."""
     for name in names:
         print(f"{name} … ", end="", file=sys.stderr, flush=True)
         began = time.monotonic()
@@ -42,7 +43,17 @@ def _measure(shop: Workshop, names: list[str], report: Report) -> None:
             report.sections.append(find(name)(shop))
         except (Failed, OSError, ValueError, subprocess.SubprocessError) as error:
             report.failures.append(f"{name}: {error}")
+        report.floor = own_peak()
+        report.machine["load after"] = load()
+        _save(report, folder)
         print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+def _save(report: Report, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.md").write_text(report.markdown(), encoding="utf-8")
+    text = json.dumps(report.json(), indent=1, ensure_ascii=False)
+    (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _prepare() -> None:
@@ -84,11 +95,7 @@ def main() -> int:
     except (Failed, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    report = _run(QUICK if options.quick else FULL if options.full else NORMAL, options.only)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.md").write_text(report.markdown(), encoding="utf-8")
-    text = json.dumps(report.json(), indent=1, ensure_ascii=False)
-    (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
+    report = _run(QUICK if options.quick else FULL if options.full else NORMAL, options.only, folder)
     shown = _show(report, folder, pages=options.publish)
     print(report.markdown(), end="")
     return 0 if shown and not report.failures else 1
@@ -109,19 +116,17 @@ def _show(report: Report, folder: Path, *, pages: bool) -> bool:
     return True
 
 
-def _run(pace: str, only: list[str] | None) -> Report:
-    with tempfile.TemporaryDirectory(prefix="redirector-bench-") as folder:
-        shop = Workshop(folder, pace)
+def _run(pace: str, only: list[str] | None, folder: Path) -> Report:
+    with tempfile.TemporaryDirectory(prefix="redirector-bench-") as files:
+        shop = Workshop(files, pace)
         report = Report(machine(shop))
         names = only or [name for name in TABLE if pace != NORMAL or name not in SLOW]
         if "legacy" not in shop.variants:
             report.machine["left out"] = "iptables-legacy: a user namespace's root cannot open its lock"
             names = [name for name in names if not name.endswith("-legacy")]
-        _measure(shop, names, report)
-    report.floor = own_peak()
-    report.machine["load after"] = load()
-    if pace == QUICK:
-        report.machine["sizes"] = "**those of --quick: the numbers and verdicts say nothing**"
+        if pace == QUICK:
+            report.machine["sizes"] = "**those of --quick: the numbers and verdicts say nothing**"
+        _measure(shop, names, report, folder)
     return report
 
 
