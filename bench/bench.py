@@ -40,10 +40,11 @@ def _measure(shop: Workshop, names: list[str], report: Report, folder: Path) -> 
         print(f"{name} … ", end="", file=sys.stderr, flush=True)
         began = time.monotonic()
         try:
-            report.sections.append(find(name)(shop))
+            section = find(name)(shop)
+            section.floor = own_peak()
+            report.sections.append(section)
         except (Failed, OSError, ValueError, subprocess.SubprocessError) as error:
             report.failures.append(f"{name}: {error}")
-        report.floor = own_peak()
         report.machine["load after"] = load()
         _save(report, folder)
         print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)

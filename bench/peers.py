@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -31,6 +32,7 @@ BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration
 <allow user="*"/><allow own="*"/><allow send_destination="*"/><allow send_type="method_call"/>
 <allow receive_sender="*"/></policy></busconfig>
 """
+VERSION = re.compile(r"\d+(\.\d+)+")
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -113,5 +115,6 @@ def versions(shop: Workshop, names: dict[str, list[str]]) -> str:
         argv = command(shop, name)
         if argv:
             done = subprocess.run([*argv, *arguments], check=False, capture_output=True, text=True, env=shop.environ)
-            found += [f"{name} {word}" for word in (done.stdout + done.stderr).split() if word[:1].isdigit()][:1]
+            version = VERSION.search(done.stdout + done.stderr)
+            found += [f"{name} {version[0]}"] if version else []
     return ", ".join(found)

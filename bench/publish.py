@@ -7,6 +7,7 @@ else in a page stays. The kinds, by `KINDS`:
     judged NAME …     the table of comparisons of these experiments
     series NAME …     the tables of what each case cost
     notes NAME …      their remarks
+    targets           which are missed
     summary           which targets are missed, and where a peer wins
     growth            the lines through the medians of `growth`, and what they say of 100,000 entries
 """
@@ -63,10 +64,10 @@ def _judged(_: Report, sections: list[Section]) -> Iterator[str]:
     return judged([found for section in sections for found in section.comparisons])
 
 
-def _series(report: Report, sections: list[Section]) -> Iterator[str]:
+def _series(_: Report, sections: list[Section]) -> Iterator[str]:
     for section in sections:
         yield f"\n**{section.title}**\n"
-        yield from series(section, report.floor)
+        yield from series(section)
 
 
 def _notes(_: Report, sections: list[Section]) -> Iterator[str]:
@@ -76,6 +77,10 @@ def _notes(_: Report, sections: list[Section]) -> Iterator[str]:
 
 def _summary(report: Report, _: list[Section]) -> Iterator[str]:
     return report.summary()
+
+
+def _targets(report: Report, _: list[Section]) -> Iterator[str]:
+    return report.targets()
 
 
 def _growth(report: Report, _: list[Section]) -> Iterator[str]:
@@ -117,5 +122,6 @@ KINDS: dict[str, Callable[[Report, list[Section]], Iterator[str]]] = {
     "series": _series,
     "notes": _notes,
     "summary": _summary,
+    "targets": _targets,
     "growth": _growth,
 }

@@ -86,7 +86,11 @@ class Chart:
 
 @dataclass(slots=True)
 class Section:
-    """One experiment: series that took turns, what is to be judged of them, remarks, and charts."""
+    """One experiment: series that took turns, what is to be judged of them, remarks, and charts.
+
+    `floor`: the measuring process's own peak memory, in bytes, below which those of its children cannot be told (see
+    measure.own_peak).
+    """
 
     name: str
     title: str
@@ -94,17 +98,16 @@ class Section:
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
+    floor: int = 0
 
 
 @dataclass(slots=True)
 class Report:
-    """`failures` are experiments that did not run, with the reason. `floor`: the measuring process's own peak memory,
-    in bytes, below which those of its children cannot be told (see measure.own_peak)."""
+    """`failures` are experiments that did not run, with the reason."""
 
     machine: dict[str, str]
     sections: list[Section] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    floor: int = 0
 
     def json(self) -> dict[str, Any]:
         """Times in seconds, memory in bytes; each spread is {low, median, high}."""
@@ -116,10 +119,11 @@ class Report:
                 "comparisons": [asdict(c) | {"verdict": c.verdict.replace("*", "")} for c in section.comparisons],
                 "notes": section.notes,
                 "charts": [asdict(chart) for chart in section.charts],
+                "floor": section.floor,
             }
             for section in self.sections
         ]
-        return {"machine": self.machine, "sections": sections, "failures": self.failures, "floor": self.floor}
+        return {"machine": self.machine, "sections": sections, "failures": self.failures}
 
     @classmethod
     def read(cls, data: dict[str, Any]) -> Report:
@@ -132,10 +136,11 @@ class Report:
                 [_comparison(spent) for spent in found["comparisons"]],
                 found["notes"],
                 [_chart(spent) for spent in found["charts"]],
+                found["floor"],
             )
             for found in data["sections"]
         ]
-        return cls(data["machine"], sections, data["failures"], data["floor"])
+        return cls(data["machine"], sections, data["failures"])
 
     def section(self, name: str) -> Section | None:
         return next((found for found in self.sections if found.name == name), None)
@@ -157,24 +162,31 @@ class Report:
             yield f"## {section.title}"
             if section.series:
                 yield ""
-                yield from series(section, self.floor)
+                yield from series(section)
             yield from (f"\n{note}" for note in section.notes)
 
+    def targets(self) -> Iterator[str]:
+        """Which are missed."""
+        judged = [found for section in self.sections for found in section.comparisons if found.limit is not None]
+        missed = [found for found in judged if found.missed]
+        yield f"Targets met: {len(judged) - len(missed)} of {len(judged)}." + " The others:" * bool(missed)
+        yield ""
+        yield from (f"- {found.what}: {found.verdict.replace('*', '')}" for found in missed)
+
     def summary(self) -> Iterator[str]:
-        """Which targets are missed, and where a peer wins."""
-        comparisons = [found for section in self.sections for found in section.comparisons]
-        judged = [found for found in comparisons if found.limit is not None]
-        missed = [f"{found.what}: {found.verdict.replace('*', '')}" for found in judged if found.missed]
-        yield f"Targets met: {len(judged) - len(missed)} of {len(judged)}." + (
-            f" The others: {'; '.join(missed)}." if missed else ""
-        )
-        rivals = [found for found in comparisons if found.peer]
-        lost = [f"{found.what} ({found.median:.2f} ×, CPU {_value(found.cpu, '×')})" for found in rivals if found.lost]
+        """Which targets are missed, where a peer wins, and what did not run."""
+        yield from self.targets()
+        rivals = [found for section in self.sections for found in section.comparisons if found.peer]
+        lost = [found for found in rivals if found.lost]
         if rivals:
             yield ""
             yield (
-                "Where the other program wins: " + "; ".join(lost) if lost else "The other program wins nowhere"
-            ) + "."
+                "Where the other program wins, in one way of looking at it at least:"
+                if lost
+                else ("The other program wins nowhere.")
+            )
+            yield ""
+            yield from (f"- {found.what} ({found.median:.2f} ×, CPU {_value(found.cpu, '×')})" for found in lost)
         for failure in self.failures:
             yield ""
             yield f"**Did not run:** {failure}"
@@ -190,13 +202,13 @@ def judged(comparisons: list[Comparison]) -> Iterator[str]:
         yield f"| {found.what} | {values} | {limit} | {found.verdict} |"
 
 
-def series(section: Section, floor: int) -> Iterator[str]:
-    """A table of what each case cost; of peaks within `floor` only the bound is told."""
+def series(section: Section) -> Iterator[str]:
+    """A table of what each case cost; of peaks within its floor only the bound is told."""
     yield "| ms, least · median · greatest | runs | wall clock | CPU | peak, MiB |"
     yield "|---|--:|--:|--:|--:|"
     for name, samples in section.series.items():
         clock, cpu = _milliseconds(samples.seconds), _milliseconds(samples.cpu)
-        yield f"| {name} | {samples.runs} | {clock} | {cpu} | {peak(samples.peak.high, floor)} |"
+        yield f"| {name} | {samples.runs} | {clock} | {cpu} | {peak(samples.peak.high, section.floor)} |"
 
 
 def _value(number: float | None, unit: str) -> str:

@@ -16,6 +16,9 @@ BENCH = Path(__file__).parents[1] / "bench" / "bench.py"
 EXPERIMENTS = [
     "start",
     "imports",
+    "growth",
+    "keys",
+    "limit",
     "shifted",
     "range",
     "tables",
@@ -32,9 +35,6 @@ EXPERIMENTS = [
     "load-iptables-nft",
     "load-iptables-legacy",
     "range-iptables",
-    "growth",
-    "keys",
-    "limit",
 ]
 GROWTH = {"growth", "keys", "limit"}  # which compare nothing
 MEASURED = {"README.md", "performance.md", "scaling.md", "backends.md"}
