@@ -15,7 +15,7 @@ import redirector
 PEERS = {
     "nft": ["--version"],
     "iptables-nft": ["--version"],
-    "firewalld": ["--version"],
+    "firewall-offline-cmd": ["--version"],  # of firewalld: itself it tells none
     "socat": ["-V"],
     "haproxy": ["-v"],
     "nginx": ["-v"],
