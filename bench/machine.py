@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 import time
 
 import peers
-from workshop import Workshop
+from workshop import HERE, Workshop
 
 import redirector
 
@@ -33,10 +35,19 @@ def machine(shop: Workshop) -> dict[str, str]:
         "file system": _file_system(shop.folder),
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         "peers": peers.versions(shop, PEERS),
-        "redirector": redirector.__version__,
+        "redirector": f"{redirector.__version__}{_commit()}",
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "load before": load(),
     }
+
+
+def _commit() -> str:
+    """Which commit of a checkout it is; "" where there is none, or no git."""
+    if not shutil.which("git"):
+        return ""
+    argv = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude", "*"]
+    found = subprocess.run(argv, check=False, capture_output=True, text=True).stdout.strip()
+    return f", commit {found}" if found else ""
 
 
 def load() -> str:
