@@ -56,7 +56,8 @@ def _machine(report: Report, _: list[Section]) -> Iterator[str]:
     words = report.machine
     yield (
         f"Measured {words['when']} on {words['CPU']}; {words['kernel']}, Python {words['Python']}; "
-        f"{words['peers']}; redirector {words['redirector']}. Load average before {words['load before']}, after {words['load after']}."
+        f"{words['peers']}; redirector {words['redirector']}. "
+        f"Load average before {words['load before']}, after {words['load after']}."
     )
 
 
