@@ -54,6 +54,7 @@ def load(shop: Workshop, variant: str) -> Section:
             "of these, plan and write alone": Case(lambda: engine("write")),
             "restore of a flat chain, IPv4 and IPv6": Case(lambda: theirs.run(restore), lambda: clean(theirs, variant)),
             "`redirector status`": Case(lambda: ours.run(shop.command(ours, "status"))),
+            "`redirector status`, full comparison": Case(lambda: ours.run(shop.full(ours))),
             "save of what `apply` made, IPv4 and IPv6": Case(lambda: ours.run(both(f"{variant}-save -c"))),
         }
         found = take_turns(cases, shop.rounds(1))
@@ -62,13 +63,14 @@ def load(shop: Workshop, variant: str) -> Section:
         for listener in listeners:
             listener.close()
     section = Section(label, f"{count:,} mappings of one port each, {name}, both families", found)
-    apply, single, alone, _, flat, status, saved = found.values()
+    apply, single, alone, _, flat, status, full, saved = found.values()
     to = f"{count:,} mappings to `{name}-restore` of a flat chain"
     section.comparisons += [
         ratio(f"`apply` of {to}, whole processes", apply, flat, limit=APPLY_TO_RESTORE, peer="restore"),
         ratio(f"the same ports as one mapping: `apply` of {to}", single, flat, peer="restore"),
         ratio(f"engine alone, {to}", alone, flat, peer="restore"),
         ratio(f"`status` of {count:,} mappings to `{name}-save`", status, saved, peer="save"),
+        ratio(f"`status`, full comparison of {count:,} mappings, to `{name}-save`", full, saved, peer="save"),
     ]
     section.notes.append(
         "Both families are counted on both sides. `apply` writes, reads everything back and records a generation; "
