@@ -83,7 +83,11 @@ cp -a box/packages/. opt/redirector/lib/python3.*/site-packages/
 chmod -R go-w opt/redirector # whatever the checkout's umask
 sh -eu box/prepare
 ip link set lo up
-exec chroot . env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
+mkdir old
+pivot_root . old # not chroot: in there nobody may make a user namespace (PrivateUsers=)
+umount -l old
+rmdir old
+exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
     setpriv --bounding-set -sys_module,-sys_time,-syslog,-sys_boot,-sys_rawio \\
     /lib/systemd/systemd --system --unit=box.target --show-status=no --log-level=warning --log-target=console
 """
