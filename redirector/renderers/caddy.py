@@ -13,7 +13,7 @@ from redirector.renderers import Options
 from redirector.renderers.binding import bindings, spoken, target_host
 from redirector.renderers.http import about_clients, http_problems, speaks_http
 from redirector.renderers.installing import head
-from redirector.renderers.limits import Limits, require
+from redirector.renderers.limits import Limits, about_own, require
 
 LIMITS = Limits("caddy", ("tcp",), proxy=True, source=True)
 
@@ -30,8 +30,8 @@ _MAIN = """\
 	}
 }
 """
-# No compression that the client did not ask for, and nothing held back. `Proxy` would be taken for the variable HTTP_PROXY
-# by CGI programs (httpoxy).
+# No compression that the client did not ask for, and nothing held back. `Proxy` would be taken for the variable
+# HTTP_PROXY by CGI programs (httpoxy).
 _PROXY = """\
 		flush_interval -1
 		header_up X-Real-IP {{remote_host}}
@@ -54,6 +54,7 @@ def render(ruleset: Ruleset, _: Program, options: Options) -> str:
         "The servers stay on their target ports, 127.0.0.1 is enough:",
         *(f"  {m.name}: {spoken(m)} to {target_host(m)}:{m.to}" for m in ruleset.enabled),
         *about_clients(ruleset, options),
+        *about_own(ruleset),
     ]
     sites = "".join("".join(_site(m)) for m in ruleset.enabled)
     return f"{head('caddy', notes)}\n{_MAIN}{sites}"
@@ -76,4 +77,5 @@ def _site(mapping: Mapping) -> Iterator[str]:
             yield f"\n# {mapping.name}\nhttp://:{port} {{\n\tbind {hosts}\n"
             if mapping.source:
                 yield f"\t@others not remote_ip {' '.join(mapping.source)}\n\tabort @others\n"
-            yield f"\treverse_proxy {target_host(mapping)}:{mapping.target(port)} {{\n{_PROXY.format(port=port)}\t}}\n}}\n"
+            target = f"{target_host(mapping)}:{mapping.target(port)}"
+            yield f"\treverse_proxy {target} {{\n{_PROXY.format(port=port)}\t}}\n}}\n"

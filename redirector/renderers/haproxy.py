@@ -13,7 +13,7 @@ from redirector.renderers import Options
 from redirector.renderers.binding import bindings, spoken, target_host
 from redirector.renderers.http import about_clients, http_problems, speaks_http
 from redirector.renderers.installing import head
-from redirector.renderers.limits import Limits, interfaces, require
+from redirector.renderers.limits import Limits, about_own, interfaces, require
 
 LIMITS = Limits("haproxy", ("tcp",), proxy=True, source=True, interface=True)
 
@@ -56,6 +56,7 @@ def render(ruleset: Ruleset, _: Program, options: Options) -> str:
         "The servers stay on their target ports, 127.0.0.1 is enough:",
         *(f"  {m.name}: {spoken(m)} to {target_host(m)}:{m.to}" for m in ruleset.enabled),
         *about_clients(ruleset, options),
+        *about_own(ruleset),
     ]
     sections = "".join("".join(_section(m, options)) for m in ruleset.enabled)
     return f"{head('haproxy', notes)}\n{_MAIN}{sections}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from redirector.model import InvalidModel, Mapping, Ports, Problem, Ruleset
-from redirector.renderers.binding import bindings, families
+from redirector.renderers.binding import families
 
 # Interfaces that units and configuration files can name as they are.
 PLAIN_INTERFACE = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -68,6 +68,16 @@ def interfaces(mapping: Mapping) -> tuple[str, ...]:
     return (*mapping.interface, *own) or ("",)
 
 
+def about_own(ruleset: Ruleset) -> list[str]:
+    """What else gets in where source or interface say who: a socket sees the host's own connections like any others."""
+    lines = []
+    for key, where in (("source", "from an address in its source"), ("interface", "to an address of its interface")):
+        names = [m.name for m in ruleset.enabled if getattr(m, key) and not m.local]
+        if names:
+            lines.append(f"This host's own connections {where} get in, too: {', '.join(names)}.")
+    return lines
+
+
 def _of_packets(mapping: Mapping, limits: Limits) -> Iterator[Problem]:
     """Which packets the mapping wants, as far as a bound socket cannot tell."""
     what = limits.what
@@ -98,7 +108,8 @@ def _of_targets(mapping: Mapping, limits: Limits) -> Iterator[Problem]:
     if mapping.rewrite != "port":
         message = f"{what} cannot rewrite the address to the interface's own"
         yield Problem(("rewrite",), message, "take rewrite out, if that is acceptable")
-    sockets = sum(binding.ports.size for binding in bindings(mapping)) * len(interfaces(mapping))
+    sockets = sum(ports.size for ports in mapping.listen) * max(1, len(mapping.address)) * len(mapping.protocol)
+    sockets *= len(interfaces(mapping))
     if 0 < limits.sockets < sockets:
         message = f"{what} needs a socket for each port and address, here {sockets:,}: {limits.sockets} is the limit"
         yield Problem(("listen",), message, "a redirect needs none at all")

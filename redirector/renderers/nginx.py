@@ -14,7 +14,7 @@ from redirector.renderers import Options
 from redirector.renderers.binding import Binding, bindings, spoken, target_host
 from redirector.renderers.http import about_clients, http_problems, speaks_http
 from redirector.renderers.installing import head
-from redirector.renderers.limits import Limits, require
+from redirector.renderers.limits import Limits, about_own, require
 
 LIMITS = Limits("nginx", ("tcp", "udp"), proxy=True, source=True)
 IDLE = {"tcp": "1d", "udp": "3m"}  # until a session without a word is forgotten
@@ -83,6 +83,7 @@ def render(ruleset: Ruleset, _: Program, options: Options) -> str:
         "The servers stay on their target ports, 127.0.0.1 is enough:",
         *(f"  {m.name}: {spoken(m)} to {target_host(m)}:{m.to}" for m in ruleset.enabled),
         *about_clients(ruleset, options),
+        *about_own(ruleset),
     ]
     text = head("nginx", notes) + "\n" + _MAIN
     if http:

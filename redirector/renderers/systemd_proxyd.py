@@ -10,7 +10,7 @@ from redirector.model import Ruleset
 from redirector.program import Program
 from redirector.renderers import Options, units
 from redirector.renderers.binding import spoken, target_host
-from redirector.renderers.limits import Limits, require
+from redirector.renderers.limits import Limits, about_own, require
 
 LIMITS = Limits("systemd-socket-proxyd", ("tcp",), proxy=True, source=True, interface=True, shift=False)
 PROGRAM = "/lib/systemd/systemd-socket-proxyd"
@@ -45,5 +45,6 @@ def render(ruleset: Ruleset, _: Program, _options: Options) -> str:
         "They see 127.0.0.1 as their client, whoever that was.",
         f"No more than {CONNECTIONS:,} connections at once for each mapping; further ones are closed at once.",
         *units.about_sources(ruleset),
+        *about_own(ruleset),
     ]
     return units.installed("systemd-proxyd", notes, files, ".socket")

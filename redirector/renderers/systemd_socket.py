@@ -10,7 +10,7 @@ from redirector.model import Ruleset
 from redirector.program import Program
 from redirector.renderers import Options, units
 from redirector.renderers.binding import spoken
-from redirector.renderers.limits import Limits, require
+from redirector.renderers.limits import Limits, about_own, require
 
 LIMITS = Limits("a socket unit", ("tcp", "udp"), proxy=False, source=True, interface=True)
 
@@ -28,5 +28,6 @@ def render(ruleset: Ruleset, _: Program, options: Options) -> str:
         "sockets from systemd (sd_listen_fds(3)), named after the mappings; it cannot bind them itself:",
         *(f"  {mapping.name}: {spoken(mapping)}" for mapping in ruleset.enabled),
         *units.about_sources(ruleset),
+        *about_own(ruleset),
     ]
     return units.installed("systemd-socket", notes, files, ".socket")

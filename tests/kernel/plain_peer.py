@@ -142,8 +142,8 @@ def ask(question: str) -> str:
             return "refused"
         except TimeoutError:
             return "silence"
-        except OSError as error:
-            return f"{type(error).__name__}"
+        except ConnectionError:
+            return "closed"
 
 
 def main(what: str, *words: str) -> None:
