@@ -70,14 +70,14 @@ def serve(places: list[str], *, apart: bool) -> None:
         os._exit(0)
     while True:
         for key, _ in selector.select():
-            one = key.fileobj
-            assert isinstance(one, socket.socket)
+            bound = key.fileobj
+            assert isinstance(bound, socket.socket)
             with contextlib.suppress(OSError):
-                if one.type == socket.SOCK_DGRAM:
-                    _, peer = one.recvfrom(4096)
-                    one.sendto(identity(one.getsockname()[1], peer[0], key.data).encode(), peer)
+                if bound.type == socket.SOCK_DGRAM:
+                    _, peer = bound.recvfrom(4096)
+                    bound.sendto(identity(bound.getsockname()[1], peer[0], key.data).encode(), peer)
                 else:
-                    answer(one.accept()[0], key.data)
+                    answer(bound.accept()[0], key.data)
 
 
 def answer(client: socket.socket, name: str) -> None:

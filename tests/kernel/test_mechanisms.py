@@ -378,8 +378,8 @@ systemctl stop caddy
 install proxyd
 asks proxyd tcp:192.0.2.1:80 tcp:[2001:db8:1::1]:8002 tcp:192.0.2.1:81 {words(OTHER_CLIENT)} tcp:[2001:db8:1::1]:82 \\
     tcp:192.0.2.1:82
-grep -E '^Cap(Eff|Bnd):|^NoNewPrivs' "/proc/$(systemctl show -P MainPID mapping-web.service)/status" | tr '\t' ' ' > /run/status
-while read -r line; do echo "confined $line"; done < /run/status
+status=/proc/$(systemctl show -P MainPID mapping-web.service)/status
+grep -E '^Cap(Eff|Bnd):|^NoNewPrivs' "$status" | tr '\\t' ' ' | while read -r line; do echo "confined $line"; done
 undo proxyd; asks undone tcp:192.0.2.1:80
 
 for last in 10 20; do # as virtual-hosts.toml has them
