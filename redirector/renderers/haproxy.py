@@ -53,7 +53,7 @@ def render(ruleset: Ruleset, _: Program, options: Options) -> str:
     notes = [
         "A whole haproxy.cfg; haproxy -c -f FILE checks it.",
         "",
-        "The servers stay on their target ports, 127.0.0.1 is enough:",
+        "The servers stay on their target ports, and need not listen anywhere but on the loopback:",
         *(f"  {m.name}: {spoken(m)} to {target_host(m)}:{m.to}" for m in ruleset.enabled),
         *about_clients(ruleset, options),
         *about_own(ruleset),

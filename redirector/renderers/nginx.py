@@ -80,7 +80,7 @@ def render(ruleset: Ruleset, _: Program, options: Options) -> str:
     notes = [
         "A whole nginx.conf; nginx -t -c FILE checks it. It needs nginx, and libnginx-mod-stream for what is not HTTP.",
         "",
-        "The servers stay on their target ports, 127.0.0.1 is enough:",
+        "The servers stay on their target ports, and need not listen anywhere but on the loopback:",
         *(f"  {m.name}: {spoken(m)} to {target_host(m)}:{m.to}" for m in ruleset.enabled),
         *about_clients(ruleset, options),
         *about_own(ruleset),

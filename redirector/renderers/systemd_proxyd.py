@@ -40,7 +40,7 @@ def render(ruleset: Ruleset, _: Program, _options: Options) -> str:
         ]
         files += [*sockets, units.service(proxy, lines, wanted=False, type_="notify", state=False)]
     notes = [
-        "The servers stay on their target ports, 127.0.0.1 is enough:",
+        "The servers stay on their target ports, and need not listen anywhere but on the loopback:",
         *(f"  {m.name}: {spoken(m)} to {target_host(m)}:{m.to}" for m in ruleset.enabled),
         "They see 127.0.0.1 as their client, whoever that was.",
         f"No more than {CONNECTIONS:,} connections at once for each mapping; further ones are closed at once.",

@@ -2,8 +2,8 @@
 
 Theory of operation. Mappings with the same program and owner have one server, hence one service, which is named after
 the first of them; sockets are one unit for each mapping (and for each interface that it names). Units are called
-`mapping-NAME`, so that a mapping named `nginx` takes nobody's unit away. A mapping's name holds no colon: the second
-interface of `web` is `mapping-web:2.socket`.
+`mapping-NAME`, so that a mapping named `nginx` takes nobody's unit away; the socket of a second interface is
+`mapping2-NAME`, which no mapping's name can lead to.
 
 A socket on "::" serves IPv4 as well (BindIPv6Only=both), so a server that knows one descriptor, the usual case, serves
 both families; it then sees IPv4 clients as ::ffff:192.0.2.100.
@@ -65,7 +65,7 @@ def servers(ruleset: Ruleset, options: Options) -> list[Server]:
 
 def socket_names(mapping: Mapping) -> list[str]:
     count = len(interfaces(mapping))
-    return [f"mapping-{mapping.name}{f':{i + 1}' if i else ''}.socket" for i in range(count)]
+    return [f"mapping{i + 1 if i else ''}-{mapping.name}.socket" for i in range(count)]
 
 
 def sockets(mapping: Mapping, service: str, ruleset: Ruleset) -> Iterator[File]:
