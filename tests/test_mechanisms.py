@@ -129,6 +129,16 @@ def test_all_of_it_is_told_at_once() -> None:
     assert [d.line for d in problems("authbind", text)] == [7, 8, 9]
 
 
+def test_in_a_folder_of_files() -> None:
+    """Mappings are counted among all files, and their lines in their own."""
+    texts = ('name = "a"\nlisten = 80\nto = 81\n', '\nname = "b"\nlisten = 82\nto = 83\nexclusive = true\n')
+    files = [SourceFile(f"{n}.toml", f"version = 1\n[[mapping]]\n{text}".encode()) for n, text in enumerate(texts)]
+    with pytest.raises(InvalidModel) as caught:
+        rendered("nginx", mappings.parse(files))
+    (found,) = mappings.refused(files, caught.value.problems).diagnostics
+    assert (found.file, found.line, found.column) == ("1.toml", 7, 13)
+
+
 def test_what_is_disabled_is_no_problem() -> None:
     off = mapping("zzz", "81", "8081", source=("10.0.0.0/8",), protocol=("sctp",), rewrite="redirect", enabled=False)
     for kind in MECHANISMS:
@@ -244,6 +254,13 @@ def test_servers_of_one_program_and_one_user_are_one_service() -> None:
     assert text.count("User=u\n") == 2
     assert "User=33\n" in text
     assert text.count("ProtectHome=read-only\n") == 1
+
+
+def test_a_server_of_many_sockets_may_have_as_many_descriptors() -> None:
+    """1,500 sockets and the usual limit of 1,024: the service did not start."""
+    one, other = mapping("a", "2000-2511", "80"), mapping("b", "3000", "81")
+    assert "LimitNOFILE" not in rendered("systemd-socket", Ruleset((one,)))
+    assert "\nLimitNOFILE=65536\n" in rendered("systemd-socket", Ruleset((one, other)))
 
 
 @pytest.mark.parametrize("kind", ["systemd-socket", "systemd-ambient", "setcap"])

@@ -68,6 +68,12 @@ def interfaces(mapping: Mapping) -> tuple[str, ...]:
     return (*mapping.interface, *own) or ("",)
 
 
+def count(mapping: Mapping) -> int:
+    """How many sockets a mapping comes to, where one serves both families."""
+    ports = sum(ports.size for ports in mapping.listen) * len(mapping.protocol)
+    return ports * max(1, len(mapping.address)) * len(interfaces(mapping))
+
+
 def about_own(ruleset: Ruleset) -> list[str]:
     """What else gets in where source or interface say who: a socket sees the host's own connections like any others."""
     lines = []
@@ -108,8 +114,7 @@ def _of_targets(mapping: Mapping, limits: Limits) -> Iterator[Problem]:
     if mapping.rewrite != "port":
         message = f"{what} cannot rewrite the address to the interface's own"
         yield Problem(("rewrite",), message, "take rewrite out, if that is acceptable")
-    sockets = sum(ports.size for ports in mapping.listen) * max(1, len(mapping.address)) * len(mapping.protocol)
-    sockets *= len(interfaces(mapping))
+    sockets = count(mapping)
     if 0 < limits.sockets < sockets:
         message = f"{what} needs a socket for each port and address, here {sockets:,}: {limits.sockets} is the limit"
         yield Problem(("listen",), message, "a redirect needs none at all")

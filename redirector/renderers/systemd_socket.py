@@ -10,7 +10,7 @@ from redirector.model import Ruleset
 from redirector.program import Program
 from redirector.renderers import Options, units
 from redirector.renderers.binding import spoken
-from redirector.renderers.limits import Limits, about_own, require
+from redirector.renderers.limits import MAX_SOCKETS, Limits, about_own, count, require
 
 LIMITS = Limits("a socket unit", ("tcp", "udp"), proxy=False, source=True, interface=True)
 
@@ -22,6 +22,8 @@ def render(ruleset: Ruleset, _: Program, options: Options) -> str:
     for server in units.servers(ruleset, options):
         sockets = [file for mapping in server.mappings for file in units.sockets(mapping, server.name, ruleset)]
         lines = [f"Sockets={units.names(sockets, '.socket')}", "CapabilityBoundingSet=", "PrivateUsers=yes"]
+        if sum(map(count, server.mappings)) > MAX_SOCKETS:
+            lines.append("LimitNOFILE=65536")  # it starts with more descriptors than most programs ever have
         files += [*sockets, units.service(server, lines, wanted=False)]
     notes = [
         "systemd binds the ports, and starts the server when the first client comes. The server has to take its",
