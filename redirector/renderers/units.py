@@ -117,6 +117,7 @@ def service(server: Server, lines: Sequence[str], *, wanted: bool, type_: str = 
         f"Type={type_}",
         f"ExecStart={command_line([*server.argv])}",
         "Restart=on-failure",
+        "RestartSec=1s",
         "DynamicUser=yes" if server.owner is None else f"User={server.owner}",
         *([f"StateDirectory={server.name}"] if state else []),
         *lines,
@@ -126,7 +127,12 @@ def service(server: Server, lines: Sequence[str], *, wanted: bool, type_: str = 
         "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6",
         *CONFINEMENT.splitlines(),
     ]
-    sections = {"Unit": [f"Description=Server of {server.names} ({server.ports})"], "Service": own}
+    about = [
+        f"Description=Server of {server.names} ({server.ports})",
+        # However often it fails: at the limit systemd would give up its sockets, too, and clients be refused for good.
+        "StartLimitIntervalSec=0",
+    ]
+    sections = {"Unit": about, "Service": own}
     if wanted:
         sections["Install"] = ["WantedBy=multi-user.target"]
     return unit_file(f"{server.name}.service", sections)

@@ -88,7 +88,12 @@ def test_socket_units(tmp_path: Path) -> None:
         + mapping("here", 83, 8083, owner=owner, interface="uplink", local=True)
         + mapping("one", 80, 8084, owner=owner, address="192.0.2.1")
         + mapping("many", "20000-20499", 8085, owner="bin")
+        + mapping("late", 84, 8086, owner="daemon")
     )
+    serve = (PYTHON, "-I", PEER, "serve", "inherited")
+    # Seven starts fail, which is more than systemd puts up with unless it is told to.
+    fails = f"echo >> starts; test $(wc -l < starts) -gt 7 && exec {shlex.join(serve)}"
+    late = ("/bin/sh", "-c", f"cd /var/lib/mapping-late; {fails}")
     mapped = "uid=1 caps=0 name="
     from_outside = {
         "tcp:192.0.2.1:80": f"80 {CLIENT['ipv4']} {mapped}one",
@@ -101,6 +106,7 @@ def test_socket_units(tmp_path: Path) -> None:
         **dict.fromkeys(OTHER_CLIENT, "silence"),
         "tcp:192.0.2.1:82": f"82 ::ffff:{CLIENT['ipv4']} {mapped}there",
         "tcp:[2001:db8:1::1]:83": f"83 {CLIENT['ipv6']} {mapped}here",
+        "tcp:192.0.2.1:84": f"84 ::ffff:{CLIENT['ipv4']} {mapped}late",
         "tcp:192.0.2.1:20499": f"20499 ::ffff:{CLIENT['ipv4']} uid=2 caps=0 name=many",
     }
     of_the_host = {
@@ -121,7 +127,8 @@ stat -c 'foreign %n %s' /etc/systemd/system/mapping-web.service
 echo '{MARK}' | tee /etc/systemd/system/mapping-lan.socket > /etc/systemd/system/mapping-web.service
 undo socket; asks undone tcp:192.0.2.1:80; echo "left $(find /etc/systemd/system -name 'mapping*')"
 """
-    files = {"socket.sh": rendered("systemd-socket", text, Options({"": (PYTHON, "-I", PEER, "serve", "inherited")}))}
+    rendering = rendered("systemd-socket", text, Options({"": serve, "late": late}))
+    files = {"socket.sh": rendering.replace("RestartSec=1s\n", "RestartSec=10ms\n")}
     assert run(tmp_path, "", scenario, files) == {
         "outside": told(from_outside),
         "host": told(of_the_host),
