@@ -315,8 +315,9 @@ def test_authbind_from_512_on() -> None:
     )
     granted = re.findall(r"^grant u (.*)$", text, re.MULTILINE)
     assert granted == [
-        *("byaddr/::1,511", "'byaddr/!::1,512'", "'byaddr/!::1,1023'"),
-        *("byaddr/127.0.0.1,511", "'byaddr/!127.0.0.1,512'", "'byaddr/!127.0.0.1,1023'"),
+        *("/etc/authbind/byaddr/::1,511", "'/etc/authbind/byaddr/!::1,512'", "'/etc/authbind/byaddr/!::1,1023'"),
+        *("/etc/authbind/byaddr/127.0.0.1,511", "'/etc/authbind/byaddr/!127.0.0.1,512'"),
+        "'/etc/authbind/byaddr/!127.0.0.1,1023'",
     ]
 
 

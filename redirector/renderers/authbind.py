@@ -15,7 +15,7 @@ from redirector.model import Mapping, Problem, Ruleset
 from redirector.program import Program
 from redirector.renderers import Options
 from redirector.renderers.binding import PRIVILEGED, bindings, spoken
-from redirector.renderers.installing import MARK, head
+from redirector.renderers.installing import MARK, OURS, head
 from redirector.renderers.limits import Limits, require
 
 LIMITS = Limits("authbind", ("tcp", "udp"), proxy=False, nested=False, sockets=0)
@@ -23,11 +23,7 @@ DANGEROUS = 512  # from here on some protocols take a client's port for a proof 
 # authbind looks at a file's mode and never into it: there is room for our mark.
 _GRANT = f"""\
 grant() {{
-    file=$root/etc/authbind/$2
-    if [ -e "$file" ] && ! grep -qxF '{MARK}' "$file"; then
-        echo "$file is there and not ours: it is left as it is" >&2
-        exit 1
-    fi
+    file=$root$2
     echo '{MARK}' > "$file.new"
     chown "$1:0" "$file.new"
     chmod 500 "$file.new"
@@ -42,7 +38,7 @@ def render(ruleset: Ruleset, _: Program, options: Options) -> str:
     grants = {grant: None for mapping in ruleset.enabled for grant in _grants(mapping)}
     if not grants:
         raise Refused(f"no mapping has a port below {PRIVILEGED}: the servers can bind them as they are")
-    paths = " ".join(quote(f"/etc/authbind/{path}") for _, path in grants)
+    paths = " ".join(quote(path) for _, path in grants)
     notes = [
         "The servers bind these ports themselves, instead of the targets of the redirects, and each is started as its",
         "owner and behind authbind, `authbind --deep PROGRAM`:",
@@ -52,7 +48,7 @@ def render(ruleset: Ruleset, _: Program, options: Options) -> str:
         f"To undo: rm {paths}",
     ]
     lines = "".join(f"grant {quote(owner)} {quote(path)}\n" for owner, path in grants)
-    return f"#!/bin/sh\n{head('authbind', notes)}set -eu\numask 077\nroot=${{DESTDIR:-}}\n{_GRANT}\n{lines}"
+    return f"#!/bin/sh\n{head('authbind', notes)}set -eu\numask 077\n{OURS}{_GRANT}\nours {paths}\n{lines}"
 
 
 def _started(mapping: Mapping, options: Options) -> str:
@@ -74,10 +70,10 @@ def _problems(ruleset: Ruleset) -> Iterator[Problem]:
 
 
 def _grants(mapping: Mapping) -> Iterator[tuple[str, str]]:
-    """(user, path below /etc/authbind) of each port that needs a permission."""
+    """(user, path) of each port that needs a permission."""
     for binding in bindings(mapping):
         port = binding.ports.first
         if port < PRIVILEGED:
             sign = "!" if port >= DANGEROUS else ""
             name = f"byaddr/{sign}{binding.address},{port}" if mapping.address else f"byport/{sign}{port}"
-            yield str(mapping.owner), name
+            yield str(mapping.owner), f"/etc/authbind/{name}"

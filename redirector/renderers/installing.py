@@ -10,14 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 MARK = "# Written by `redirector render`."
-# `put PATH`: standard input becomes that file, all of it or nothing.
-_PUT = f"""\
-put() {{
-    mkdir -p "$root${{1%/*}}"
-    cat > "$root$1.new"
-    chmod 644 "$root$1.new"
-    mv "$root$1.new" "$root$1"
-}}
+# `ours PATH…` ends the script if one of these files is somebody else's.
+OURS = f"""\
+root=${{DESTDIR:-}}
 ours() {{
     for file; do
         if [ -e "$root$file" ] && ! grep -qxF '{MARK}' "$root$file"; then
@@ -26,6 +21,15 @@ ours() {{
         fi
     done
 }}
+"""
+# `put PATH`: standard input becomes that file, all of it or nothing.
+_PUT = """\
+put() {
+    mkdir -p "$root${1%/*}"
+    cat > "$root$1.new"
+    chmod 644 "$root$1.new"
+    mv "$root$1.new" "$root$1"
+}
 """
 
 
@@ -54,7 +58,7 @@ def head(kind: str, lines: Sequence[str]) -> str:
 
 def script(kind: str, lines: Sequence[str], files: Sequence[File], here: Sequence[str], there: Sequence[str]) -> str:
     """A script of sh; `here` are the commands that follow on this machine, `there` those in a root apart."""
-    parts = [f"#!/bin/sh\n{head(kind, lines)}set -eu\numask 022\nroot=${{DESTDIR:-}}\n{_PUT}"]
+    parts = [f"#!/bin/sh\n{head(kind, lines)}set -eu\numask 022\n{OURS}{_PUT}"]
     parts.append("ours " + " ".join(file.path for file in files) + "\n")
     parts += [f"\nput {file.path} <<'END'\n{MARK}\n{file.text}END\n" for file in files]
     first, second = ("".join(f"    {command}\n" for command in commands) for commands in (here, there))

@@ -255,7 +255,7 @@ denied as daemon {serve} tcp:0.0.0.0:24
             eacces,  # the capability is gone
             eacces,  # below the lowest port
         ],
-        "foreign": ["/etc/authbind/byport/443 is there and not ours: it is left as it is"],
+        "foreign": ["/etc/authbind/byport/443 is there and not ours: nothing was changed"],
         "left": [""],
         "setcap": answered(BIND),
         "anybody": [f"tcp:192.0.2.1:80 80 {CLIENT['ipv4']} uid=2 {BIND}"],
