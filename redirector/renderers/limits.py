@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
 
 from redirector.model import InvalidModel, Mapping, Ports, Problem, Ruleset
 from redirector.renderers.binding import families
@@ -54,12 +53,7 @@ def problems(ruleset: Ruleset, limits: Limits) -> Iterator[Problem]:
     for index, mapping in enabled:
         for problem in (*_of_packets(mapping, limits), *_of_targets(mapping, limits)):
             yield problem._replace(path=("mapping", index, *problem.path))
-    for (at, one), (other_at, other) in combinations(enabled, 2):
-        message = _shared(one, other, limits)
-        if message:
-            yield Problem(("mapping", other_at, "listen"), message, related=("mapping", at, "listen"))
-    if limits.proxy:
-        yield from _taken_targets(enabled, limits)
+    yield from _of_two(ruleset, limits)
 
 
 def interfaces(mapping: Mapping) -> tuple[str, ...]:
@@ -131,10 +125,58 @@ def _of_targets(mapping: Mapping, limits: Limits) -> Iterator[Problem]:
         yield Problem(("to",), message, "let the server listen on another port, or disable the mapping")
 
 
+def sharing(ruleset: Ruleset) -> frozenset[str]:
+    """The names of the mappings that have a port which another one has, too: on another address, or it is a problem."""
+    pairs = _meetings(ruleset, ("listen",))
+    return frozenset(ruleset.mappings[index].name for pair in pairs for index, _ in pair)
+
+
+def _of_two(ruleset: Ruleset, limits: Limits) -> Iterator[Problem]:
+    """Where two mappings have the same port, and where a proxy has for one of them the target of the other."""
+    keys = ("listen", "to") if limits.proxy else ("listen",)
+    for (at, key), (other_at, other_key) in sorted(_meetings(ruleset, keys)):
+        if key == other_key:
+            message = _shared(ruleset.mappings[at], ruleset.mappings[other_at], limits)
+            if message:
+                yield Problem(("mapping", other_at, "listen"), message, related=("mapping", at, "listen"))
+            continue
+        led, taker = (at, other_at) if key == "to" else (other_at, at)
+        port, name = ruleset.mappings[led].to, ruleset.mappings[taker].name
+        message = f'{limits.what} itself has port {port}, for "{name}": no server can be there'
+        yield Problem(("mapping", led, "to"), message, related=("mapping", taker, "listen"))
+
+
+_End = tuple[int, str]  # index of a mapping, and "listen" or "to"
+
+
+def _meetings(ruleset: Ruleset, keys: tuple[str, ...]) -> set[tuple[_End, _End]]:
+    """Pairs of ports of different enabled mappings that overlap in one protocol, the earlier mapping first. Two targets
+    are no pair: they may be one server.
+
+    By a sweep over the ports in order, so that n mappings that do not meet cost n log n.
+    """
+    ranges = [
+        (ports.first, ports.last, (index, key))
+        for index, mapping in enumerate(ruleset.mappings)
+        if mapping.enabled
+        for key in keys
+        for ports in (mapping.listen if key == "listen" else (mapping.to,))
+    ]
+    found: set[tuple[_End, _End]] = set()
+    active: list[tuple[int, _End]] = []
+    for first, last, end in sorted(ranges):
+        active = [(other_last, other) for other_last, other in active if other_last >= first]
+        for _, other in active:
+            one, another = ruleset.mappings[end[0]], ruleset.mappings[other[0]]
+            if one is not another and "listen" in (end[1], other[1]) and {*one.protocol} & {*another.protocol}:
+                found.add((min(end, other), max(end, other)))
+        active.append((last, end))
+    return found
+
+
 def _shared(one: Mapping, other: Mapping, limits: Limits) -> str:
     """What is wrong with two mappings that have a port in common, "" if nothing."""
-    ports = next((p for p in one.listen for q in other.listen if _overlap(p, q)), None)
-    if not ports or not {*one.protocol} & {*other.protocol} or not {*families(one)} & {*families(other)}:
+    if not {*families(one)} & {*families(other)}:
         return ""
     if one.interface and other.interface:
         if not {*one.interface} & {*other.interface}:
@@ -145,21 +187,9 @@ def _shared(one: Mapping, other: Mapping, limits: Limits) -> str:
     elif limits.nested and not (one.interface or other.interface or one.source or other.source):
         return ""
     elif not limits.nested and (one.address or other.address):
-        message = (
-            f'{limits.what}: "{one.name}" and "{other.name}" would both bind {ports}, one of them on every address'
-        )
+        message = f'{limits.what}: "{one.name}" and "{other.name}" bind one port, one of them on every address'
         return f"{message}, and the second is refused (EADDRINUSE)"
-    return f'{limits.what} cannot tell the clients of "{one.name}" and "{other.name}" apart: both are on {ports}'
-
-
-def _taken_targets(enabled: list[tuple[int, Mapping]], limits: Limits) -> Iterator[Problem]:
-    """Targets that are the listened port of another mapping: the proxy, and not a server, would be there."""
-    for index, mapping in enabled:
-        for at, other in enabled:
-            shared = {*mapping.protocol} & {*other.protocol}
-            if other is not mapping and shared and any(_overlap(ports, mapping.to) for ports in other.listen):
-                message = f'{limits.what} itself has port {mapping.to}, for "{other.name}": no server can be there'
-                yield Problem(("mapping", index, "to"), message, related=("mapping", at, "listen"))
+    return f'{limits.what} cannot tell the clients of "{one.name}" and "{other.name}" apart: they share a port'
 
 
 def _overlap(one: Ports, other: Ports) -> bool:

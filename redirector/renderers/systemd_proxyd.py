@@ -10,7 +10,7 @@ from redirector.model import Ruleset
 from redirector.program import Program
 from redirector.renderers import Options, units
 from redirector.renderers.binding import spoken, target_host
-from redirector.renderers.limits import Limits, about_own, require
+from redirector.renderers.limits import Limits, about_own, require, sharing
 
 LIMITS = Limits("systemd-socket-proxyd", ("tcp",), proxy=True, source=True, interface=True, shift=False)
 PROGRAM = "/lib/systemd/systemd-socket-proxyd"
@@ -21,12 +21,12 @@ FILES = 32768
 def render(ruleset: Ruleset, _: Program, _options: Options) -> str:
     """Raises InvalidModel for what systemd-socket-proxyd cannot do."""
     require(ruleset, LIMITS)
-    files = []
+    files, shared = [], sharing(ruleset)
     for mapping in ruleset.enabled:
         host = target_host(mapping).strip("[]")
         target = f"{host}:{mapping.to}"  # it splits at the last colon, and knows no brackets
         proxy = units.Server((PROGRAM, f"--connections-max={CONNECTIONS}", target), None, (mapping,))
-        sockets = list(units.sockets(mapping, proxy.name, ruleset))
+        sockets = list(units.sockets(mapping, proxy.name, shared=mapping.name in shared))
         lines = [
             f"Sockets={units.names(sockets, '.socket')}",
             f"LimitNOFILE={FILES}",

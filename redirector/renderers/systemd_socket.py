@@ -10,7 +10,7 @@ from redirector.model import Ruleset
 from redirector.program import Program
 from redirector.renderers import Options, units
 from redirector.renderers.binding import spoken
-from redirector.renderers.limits import MAX_SOCKETS, Limits, about_own, count, require
+from redirector.renderers.limits import MAX_SOCKETS, Limits, about_own, count, require, sharing
 
 LIMITS = Limits("a socket unit", ("tcp", "udp"), proxy=False, source=True, interface=True)
 
@@ -18,9 +18,9 @@ LIMITS = Limits("a socket unit", ("tcp", "udp"), proxy=False, source=True, inter
 def render(ruleset: Ruleset, _: Program, options: Options) -> str:
     """Raises InvalidModel for what a socket unit cannot do, errors.Usage where a program is missing."""
     require(ruleset, LIMITS)
-    files = []
+    files, shared = [], sharing(ruleset)
     for server in units.servers(ruleset, options):
-        sockets = [file for mapping in server.mappings for file in units.sockets(mapping, server.name, ruleset)]
+        sockets = [file for m in server.mappings for file in units.sockets(m, server.name, shared=m.name in shared)]
         lines = [f"Sockets={units.names(sockets, '.socket')}", "CapabilityBoundingSet=", "PrivateUsers=yes"]
         if sum(map(count, server.mappings)) > MAX_SOCKETS:
             lines.append("LimitNOFILE=65536")  # it starts with more descriptors than most programs ever have

@@ -68,15 +68,15 @@ def socket_names(mapping: Mapping) -> list[str]:
     return [f"mapping{i + 1 if i else ''}-{mapping.name}.socket" for i in range(count)]
 
 
-def sockets(mapping: Mapping, service: str, ruleset: Ruleset) -> Iterator[File]:
-    """The socket units of a mapping, which start `service`."""
+def sockets(mapping: Mapping, service: str, *, shared: bool) -> Iterator[File]:
+    """The socket units of a mapping, which start `service`. `shared`: another mapping has one of its ports, too."""
     for name, interface in zip(socket_names(mapping), interfaces(mapping), strict=True):
         lines = [*_listens(mapping), f"FileDescriptorName={mapping.name}", f"Service={service}.service"]
         if interface:
             lines.append(f"BindToDevice={interface}")
         if mapping.address:
             lines.append("FreeBind=yes")  # the address need not be there yet
-        if _nested(mapping, ruleset):
+        if shared:
             lines.append("ReusePort=yes")  # the other socket is another mapping's, on the same port
         if mapping.source:
             lines += ["IPAddressDeny=any", f"IPAddressAllow={' '.join(mapping.source)}"]
@@ -94,19 +94,6 @@ def _listens(mapping: Mapping) -> Iterator[str]:
         for port in range(binding.ports.first, binding.ports.last + 1):
             yield f"{key}={binding.host}:{port}"
     yield f"BindIPv6Only={'both' if both else 'ipv6-only'}"
-
-
-def _nested(mapping: Mapping, ruleset: Ruleset) -> bool:
-    """Whether a port of this mapping is another one's as well, on other addresses or interfaces."""
-    taken = {
-        (p, port) for p in mapping.protocol for ports in mapping.listen for port in range(ports.first, ports.last + 1)
-    }
-    return any(
-        protocol in other.protocol and any(ports.first <= port <= ports.last for ports in other.listen)
-        for other in ruleset.enabled
-        if other is not mapping
-        for protocol, port in taken
-    )
 
 
 def service(server: Server, lines: Sequence[str], *, wanted: bool, type_: str = "exec", state: bool = True) -> File:
