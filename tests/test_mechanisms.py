@@ -199,6 +199,23 @@ def test_the_target_of_one_is_the_port_of_another() -> None:
         assert rendered(kind, mappings.parse([SourceFile("m.toml", text.encode())]))
 
 
+def test_what_does_not_meet() -> None:
+    """Targets may be one server, a protocol has ports of its own, and what is disabled has none."""
+    one_server = mapping("a", "80", "8080", source=("10.0.0.0/8",)), mapping("b", "81", "8080")
+    off = mapping("off", "8080", "8081", enabled=False)
+    for kind in PROXIES:
+        assert rendered(kind, Ruleset((*one_server, off)), Options(http=frozenset("ab")))
+    assert rendered("nginx", Ruleset((mapping("a", "53", "5353"), mapping("b", "5353", "53", protocol=("udp",)))))
+    assert len(problems("nginx", HEAD + "listen = 80\nto = 80\n")) == 1
+
+
+def test_a_wide_range_meets_all_that_is_in_it() -> None:
+    head = 'version = 1\n[[mapping]]\nname = "a"\nlisten = "80-90"\nto = 8080\naddress = "192.0.2.1"\n'
+    between = '[[mapping]]\nname = "b"\nlisten = 81\nto = 8081\naddress = "192.0.2.2"\n'
+    (found,) = problems("setcap", head + between + '[[mapping]]\nname = "c"\nlisten = 90\nto = 8082\n')
+    assert (found.line, '"a" and "c"' in found.message) == (14, True)
+
+
 def test_a_range_of_the_same_length_in_http_and_in_bytes() -> None:
     shifted = Ruleset((mapping("r", "9000-9001", "19000-19001"),))
     assert "server r 127.0.0.1:+10000\n" in rendered("haproxy", shifted)

@@ -75,8 +75,9 @@ stream {
 def render(ruleset: Ruleset, _: Program, options: Options) -> str:
     """Raises InvalidModel for what nginx cannot do."""
     require(ruleset, LIMITS, http_problems(ruleset, options))
-    http = [m for m in ruleset.enabled if speaks_http(m, options)]
-    stream = [m for m in ruleset.enabled if not speaks_http(m, options)]
+    numbered = list(enumerate(ruleset.enabled, 1))
+    http = [_site(m, _target(m, number)) for number, m in numbered if speaks_http(m, options)]
+    stream = [_passed(m, _target(m, number)) for number, m in numbered if not speaks_http(m, options)]
     notes = [
         "A whole nginx.conf; nginx -t -c FILE checks it. It needs nginx, and libnginx-mod-stream for what is not HTTP.",
         "",
@@ -87,31 +88,27 @@ def render(ruleset: Ruleset, _: Program, options: Options) -> str:
     ]
     text = head("nginx", notes) + "\n" + _MAIN
     if http:
-        text += _HTTP + "".join(_block(line for m in http for line in _site(m))) + "}\n"
+        text += _HTTP + _block(http) + "}\n"
     if stream:
-        text += _STREAM + "".join(_block(line for m in stream for line in _passed(m))) + "}\n"
+        text += _STREAM + _block(stream) + "}\n"
     return text
 
 
-def _block(lines: Iterator[str]) -> Iterator[str]:
-    return (f"    {line}".rstrip() + "\n" for line in lines)
+def _block(parts: list[Iterator[str]]) -> str:
+    return "".join(f"    {line}".rstrip() + "\n" for part in parts for line in part)
 
 
-def _site(mapping: Mapping) -> Iterator[str]:
-    yield from ("", f"# {mapping.name}")
-    if mapping.shifted:
-        yield from _shift(mapping)
+def _site(mapping: Mapping, target: str) -> Iterator[str]:
+    yield from _head(mapping, target)
     yield "server {"
     for binding in bindings(mapping):
         yield f"    {_listen(binding)};"
     yield from _filter(mapping)
-    yield from ("    location / {", f"        proxy_pass http://{_target(mapping)};", "    }", "}")
+    yield from ("    location / {", f"        proxy_pass http://{target};", "    }", "}")
 
 
-def _passed(mapping: Mapping) -> Iterator[str]:
-    yield from ("", f"# {mapping.name}")
-    if mapping.shifted:
-        yield from _shift(mapping)
+def _passed(mapping: Mapping, target: str) -> Iterator[str]:
+    yield from _head(mapping, target)
     for protocol in mapping.protocol:
         yield "server {"
         for binding in bindings(mapping):
@@ -119,7 +116,7 @@ def _passed(mapping: Mapping) -> Iterator[str]:
                 # All datagrams of a client have to reach the same worker, which is what reuseport sees to.
                 yield f"    {_listen(binding)}{' udp reuseport' if protocol == 'udp' else ''};"
         yield from _filter(mapping)
-        yield from (f"    proxy_timeout {IDLE[protocol]};", f"    proxy_pass {_target(mapping)};", "}")
+        yield from (f"    proxy_timeout {IDLE[protocol]};", f"    proxy_pass {target};", "}")
 
 
 def _listen(binding: Binding) -> str:
@@ -134,17 +131,15 @@ def _filter(mapping: Mapping) -> Iterator[str]:
         yield "    deny all;"
 
 
-def _target(mapping: Mapping) -> str:
-    return _variable(mapping) if mapping.shifted else f"{target_host(mapping)}:{mapping.to}"
+def _target(mapping: Mapping, number: int) -> str:
+    """The target, or a variable with it: nginx cannot add, so it looks up what belongs to a port that is shifted."""
+    return f"$target_{number}" if mapping.shifted else f"{target_host(mapping)}:{mapping.to}"
 
 
-def _variable(mapping: Mapping) -> str:
-    return f"$to_{mapping.to.first}_from_{mapping.listen[0].first}"
-
-
-def _shift(mapping: Mapping) -> Iterator[str]:
-    """The target by the port that the client used: nginx cannot add."""
-    yield f"map $server_port {_variable(mapping)} {{"
-    for port in range(mapping.listen[0].first, mapping.listen[0].last + 1):
-        yield f"    {port} {target_host(mapping)}:{mapping.target(port)};"
-    yield "}"
+def _head(mapping: Mapping, target: str) -> Iterator[str]:
+    yield from ("", f"# {mapping.name}")
+    if mapping.shifted:
+        yield f"map $server_port {target} {{"
+        for port in range(mapping.listen[0].first, mapping.listen[0].last + 1):
+            yield f"    {port} {target_host(mapping)}:{mapping.target(port)};"
+        yield "}"
