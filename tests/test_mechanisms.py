@@ -441,6 +441,9 @@ def test_the_commands_refusals() -> None:
         ("--as", "setcap", "--program", "/bin/'"),
         ("--as", "nginx", "--json"),
         ("--as", "nginx", "--http", "other"),
+        ("--as", "nginx", "--program", "/bin/server"),
+        ("--as", "sysctl", "--stream", "m"),
+        ("--as", "nft", "--http", "m"),
     ):
         assert redirector(*words).returncode == 64, words
 

@@ -36,6 +36,8 @@ def render(
     if kind not in renderers.KINDS:
         raise Usage(f"there is no rendering as {printable(kind)}", "the kinds are: " + ", ".join(renderers.KINDS))
     options = renderers.Options(dict(map(_program, programs)), frozenset(http), frozenset(stream))
+    for name in renderers.unused(kind, options):
+        raise Usage(f"--{name.removesuffix('s')} is of no use with --as {kind}", "leave it out")
     files = source.read(file)
     ruleset = mappings.parse(files)
     try:

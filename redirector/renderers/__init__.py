@@ -1,9 +1,9 @@
 """A Ruleset as text for people and other tools: one module for each kind, found by a table.
 
-A module of the tables has `render(ruleset, program, options) -> str`. It is imported only when its kind is asked for;
-adding one is a line here. `RULES` say in rule languages what the kernel holds, which is the Program. `MECHANISMS` are
-other ways to the same ports: a server that is let to have them itself, or a proxy in front of it; they look at the
-Ruleset alone, and at what the options say beyond it.
+A module of the tables has `render(ruleset, program, options) -> str`, and `OPTIONS`, the names of those that it looks
+at, if there are any. It is imported only when its kind is asked for; adding one is a line here. `RULES` say in rule
+languages what the kernel holds, which is the Program. `MECHANISMS` are other ways to the same ports: a server that is let
+to have them itself, or a proxy in front of it; they look at the Ruleset alone, and at what the options say beyond it.
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ class Options:
     """Mappings whose clients speak HTTP, beyond those on HTTP's own ports."""
     stream: frozenset[str] = frozenset()
     """Mappings that are to be passed on byte by byte, whatever their port."""
+
+
+def unused(kind: str, options: Options) -> list[str]:
+    """The names of the options that were given and that this kind does not look at."""
+    taken = getattr(import_module(KINDS[kind]), "OPTIONS", ())
+    return [name for name in ("programs", "http", "stream") if getattr(options, name) and name not in taken]
 
 
 def render(kind: str, ruleset: Ruleset, program: Program, options: Options | None = None) -> str:

@@ -18,6 +18,7 @@ from redirector.renderers.binding import PRIVILEGED, bindings, spoken
 from redirector.renderers.installing import MARK, OURS, head
 from redirector.renderers.limits import Limits, require
 
+OPTIONS = ("programs",)
 LIMITS = Limits("authbind", ("tcp", "udp"), proxy=False, nested=False, sockets=0)
 DANGEROUS = 512  # from here on some protocols take a client's port for a proof of who it is (authbind(1))
 # authbind looks at a file's mode and never into it: there is room for our mark.

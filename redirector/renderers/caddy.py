@@ -15,6 +15,7 @@ from redirector.renderers.http import about_clients, http_problems, speaks_http
 from redirector.renderers.installing import head
 from redirector.renderers.limits import Limits, about_own, require
 
+OPTIONS = ("http", "stream")
 LIMITS = Limits("caddy", ("tcp",), proxy=True, source=True)
 
 # Without `admin off` any user of the host could change the configuration, by port 2019.

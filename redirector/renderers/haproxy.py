@@ -15,6 +15,7 @@ from redirector.renderers.http import about_clients, http_problems, speaks_http
 from redirector.renderers.installing import head
 from redirector.renderers.limits import Limits, about_own, interfaces, require
 
+OPTIONS = ("http", "stream")
 LIMITS = Limits("haproxy", ("tcp",), proxy=True, source=True, interface=True)
 
 _MAIN = """\

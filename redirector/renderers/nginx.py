@@ -16,6 +16,7 @@ from redirector.renderers.http import about_clients, http_problems, speaks_http
 from redirector.renderers.installing import head
 from redirector.renderers.limits import Limits, about_own, require
 
+OPTIONS = ("http", "stream")
 LIMITS = Limits("nginx", ("tcp", "udp"), proxy=True, source=True)
 IDLE = {"tcp": "1d", "udp": "3m"}  # until a session without a word is forgotten
 

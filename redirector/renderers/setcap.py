@@ -15,6 +15,7 @@ from redirector.renderers.installing import head
 from redirector.renderers.limits import Limits, require
 from redirector.renderers.units import servers
 
+OPTIONS = ("programs",)
 LIMITS = Limits("a file capability", ("tcp", "udp", "sctp"), proxy=False, nested=False, sockets=0)
 CAPABILITY = "cap_net_bind_service=+ep"
 # With the capability on one of these every script of every user has it.

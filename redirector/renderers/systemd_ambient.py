@@ -14,6 +14,7 @@ from redirector.renderers import Options, units
 from redirector.renderers.binding import bindings, spoken
 from redirector.renderers.limits import Limits, require
 
+OPTIONS = ("programs",)
 LIMITS = Limits("an ambient capability", ("tcp", "udp"), proxy=False, nested=False, sockets=0)
 MAX_RULES = 128  # of SocketBindAllow= (systemd.resource-control(5))
 

@@ -12,6 +12,7 @@ from redirector.renderers import Options, units
 from redirector.renderers.binding import spoken
 from redirector.renderers.limits import MAX_SOCKETS, Limits, about_own, count, require, sharing
 
+OPTIONS = ("programs",)
 LIMITS = Limits("a socket unit", ("tcp", "udp"), proxy=False, source=True, interface=True)
 
 
