@@ -2,8 +2,8 @@
 
 A module of the tables has `render(ruleset, program, options) -> str`, and `OPTIONS`, the names of those that it looks
 at, if there are any. It is imported only when its kind is asked for; adding one is a line here. `RULES` say in rule
-languages what the kernel holds, which is the Program. `MECHANISMS` are other ways to the same ports: a server that is let
-to have them itself, or a proxy in front of it; they look at the Ruleset alone, and at what the options say beyond it.
+languages what the kernel holds, which is the Program. `MECHANISMS` are other ways to the same ports: a server that is
+let to have them itself, or a proxy in front of it; they look at the Ruleset, and at what the options say beyond it.
 """
 
 from __future__ import annotations
