@@ -18,9 +18,10 @@ from collections.abc import Callable
 from functools import cache
 
 from redirector import proving
-from redirector.backends.base import Backend, OutcomeDoubtful, Overtaken, Snapshot, Supposed
+from redirector.backends.base import Backend, Overtaken, Snapshot, Supposed
+from redirector.committing import ATTEMPTS, Overwritten, commit, undo
 from redirector.compile import compile_ruleset
-from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain, printable
+from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain
 from redirector.history import History, Record, Unreadable
 from redirector.journal import Entry
 from redirector.known import Known, plan_from
@@ -30,10 +31,7 @@ from redirector.program import Program
 from redirector.records import NamedTuple
 from redirector.store import Unsynced
 
-ATTEMPTS = 1000
 SECONDS = 5.0
-READINGS = 3  # after a commit, where the kernel's answers are lost
-GENID_LIMIT = 2**32
 TABLE_OWNER = 0x2  # NFT_TABLE_F_OWNER, linux/netfilter/nf_tables.h
 
 Judge = Callable[[Ruleset, Plan, Snapshot], None]
@@ -186,7 +184,7 @@ def _change(backend: Backend, history: History, wish: Wish, disarm: list[Callabl
             outcome = _carry_out(backend, history, wish, plan, snapshot, current, disarm)
             return outcome._replace(flows=_restart_flows(backend, wish.ruleset, plan))
         except Overtaken as error:
-            overwritten = overwritten or isinstance(error, _Overwritten)
+            overwritten = overwritten or isinstance(error, Overwritten)
             if time.monotonic() > deadline:
                 break
         except Refused:
@@ -219,7 +217,7 @@ def _carry_out(
     nothing_ever = current is None and plan.desired is None and not plan
     if same or nothing_ever:
         # Healing drift, or nothing at all: the record stands.
-        genid = _commit(backend, plan, snapshot, wish.verify)
+        genid = commit(backend, plan, snapshot, wish.verify)
         if known:
             stamp = wish.origin.stamp if wish.origin.source == known.origin else ""
             proving.after(backend, history, known, plan, snapshot, genid, stamp)
@@ -240,7 +238,7 @@ def _carry_out(
     try:
         if wish.arm and not disarm:
             disarm.append(wish.arm(record.generation))
-        genid = _commit(backend, plan, snapshot, wish.verify)
+        genid = commit(backend, plan, snapshot, wish.verify)
     except BaseException:
         # An unknown outcome leaves no record either: status then compares with the last certain one.
         prepared.discard()
@@ -252,7 +250,7 @@ def _carry_out(
         raise OutcomeUnknown(message, "see: redirector status; and see to the disk") from None
     except OSError as error:
         prepared.discard()
-        _undo(backend, snapshot, f"the generation could not be recorded ({error.strerror})")
+        undo(backend, snapshot, f"the generation could not be recorded ({error.strerror})")
     proving.after(backend, history, record, plan, snapshot, genid, wish.origin.stamp)
     with contextlib.suppress(RedirectorError, OSError):  # the next one will do it
         history.prune()
@@ -266,69 +264,6 @@ def _restart_flows(backend: Backend, ruleset: Ruleset, plan: Plan) -> int | None
         return backend.restart_flows(ruleset, ports) if ports else 0
     except (RedirectorError, OSError):
         return None
-
-
-def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> int:
-    """One transaction, if there is anything to do, and the proof that it happened: the genid at which what was wanted
-    is in force. Raises Overtaken, Refused, OutcomeUnknown."""
-    if not plan:
-        return snapshot.proven
-    doubt = ""
-    try:
-        backend.commit(plan.steps, snapshot.genid)
-    except (OutcomeDoubtful, OSError) as error:
-        doubt = getattr(error, "strerror", None) or str(error) or "no answer"
-    else:
-        with contextlib.suppress(RedirectorError, OSError):  # where the genid cannot be asked, everything is read back
-            if not verify and backend.genid() == _after(snapshot.genid):
-                return _after(snapshot.genid)
-    found = _read_back(backend)
-    if not make_plan(plan.desired, found.program) and not found.foreign:
-        return found.proven
-    if doubt and found.program == snapshot.program:
-        raise Refused(f"the kernel did not take the transaction ({printable(doubt)}); nothing was changed", "try again")
-    raise _Overwritten
-
-
-def _read_back(backend: Backend) -> Snapshot:
-    """What the kernel holds after a commit; an answer that was lost is asked for again. Raises OutcomeUnknown."""
-    for attempt in range(READINGS):
-        try:
-            return backend.observe()
-        except (RedirectorError, OSError) as error:
-            if attempt == READINGS - 1 or isinstance(error, TimeoutError):
-                message = f"the transaction was sent, and then the kernel could not be read ({printable(str(error))})"
-                raise OutcomeUnknown(message, "see: redirector status") from None
-    raise AssertionError
-
-
-class _Overwritten(Overtaken):
-    """Ours was committed, and then somebody else's: plan again from what is there now."""
-
-
-def _after(genid: int) -> int:
-    """The genid that one commit leads to; the kernel skips 0."""
-    return (genid + 1) % GENID_LIMIT or 1
-
-
-def _undo(backend: Backend, before: Snapshot, reason: str) -> None:
-    """Put the kernel back as `before` was. Always raises: RolledBack, or OutcomeUnknown where that failed too."""
-    if before.foreign:
-        raise OutcomeUnknown(f"{reason}, and the table that was replaced cannot be brought back", "apply again")
-    for _ in range(ATTEMPTS):
-        try:
-            now = backend.observe()
-            plan = make_plan(before.program, now.program)
-            if not plan:
-                raise RolledBack(f"{reason}; the redirects were put back as they were")
-            backend.commit(plan.steps, now.genid)
-        except Overtaken:
-            continue
-        except (RedirectorError, OSError, OutcomeDoubtful) as error:
-            if isinstance(error, RolledBack):
-                raise
-            raise OutcomeUnknown(f"{reason}, and undoing it failed: {printable(str(error))}") from None
-    raise OutcomeUnknown(f"{reason}, and others kept the undo from happening", "see: redirector status")
 
 
 def rollback_target(history: History, number: int | None) -> Record:

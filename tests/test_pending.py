@@ -10,13 +10,14 @@ import pytest
 from redirector import pending
 from redirector.backends.base import OutcomeDoubtful, Overtaken, Snapshot
 from redirector.backends.memory import MemoryBackend
+from redirector.committing import ATTEMPTS
 from redirector.compile import compile_ruleset
 from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain
 from redirector.history import KEEP, History, Record
 from redirector.model import Ruleset
 from redirector.plan import Step
 from redirector.program import Program
-from redirector.reconcile import ATTEMPTS, Origin, Wish, change
+from redirector.reconcile import Origin, Wish, change
 from tests.strategies import mapping
 from tests.waiting import leave_waiting
 

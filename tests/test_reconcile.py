@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from redirector.backends.base import OutcomeDoubtful, Overtaken, Snapshot
 from redirector.backends.memory import MemoryBackend
+from redirector.committing import ATTEMPTS
 from redirector.compile import compile_ruleset
 from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain, Unavailable
 from redirector.history import History, Record, Unreadable
 from redirector.model import Ruleset, Settings
 from redirector.plan import Plan, Step, program_digest
 from redirector.program import PORTS, Map, Program, port_key
-from redirector.reconcile import ATTEMPTS, Origin, Outcome, Wish, change, plan_for, rollback_target
+from redirector.reconcile import Origin, Outcome, Wish, change, plan_for, rollback_target
 from redirector.status import status
 from tests.strategies import damaged, mapping, rebuilt, rulesets
 

@@ -73,7 +73,7 @@ def plan(app: App, file: str, out: str | None, replace_foreign: bool) -> int:
 @click.option("--counters", is_flag=True, help="Show each mapping with its connections; reads everything, too.")
 def status(app: App, file: str | None, full: bool, counters: bool) -> int:
     """Compare the kernel with the last applied generation. Exits 0 in sync, 2 drift, 3 nothing, 4 unknown."""
-    from redirector import layout, output, proof, source, terminal
+    from redirector import layout, output, source, terminal
 
     with terminal.Progress(sys.stderr) as progress:
         progress("reading the kernel's tables")
@@ -91,9 +91,8 @@ def status(app: App, file: str | None, full: bool, counters: bool) -> int:
         if not (found.proof and same and stamp and stamp == found.proof.stamp):
             progress("comparing")
             changed, fault = _file_state(app, path, found, asked=file is not None)
-        if found.proof and (found.compared or stamp != found.proof.stamp) and not waiting:
-            known = stamp if same and changed is False else found.proof.stamp
-            proof.save(folder, found.proof._replace(stamp=known))
+        if found.proof and not waiting:
+            _save(folder, found, stamp if same and changed is False else found.proof.stamp)
     note = ""
     if changed:
         note = f"{printable(path)} has changed since: redirector plan shows how"
@@ -125,6 +124,15 @@ def _proven(folder: str) -> Status | None:
     except OSError:  # which the comparison will explain
         pass
     return None
+
+
+def _save(folder: str, found: Status, stamp: str) -> None:
+    """Write down what the comparison has proven, or that the mapping file was compared, too."""
+    from redirector import proof
+
+    known = found.proof if found.compared else proof.load(folder, whole=True)
+    if known and (found.compared or stamp != known.stamp):
+        proof.save(folder, known._replace(stamp=stamp))
 
 
 def _compared(app: App) -> tuple[Status, Pending | None]:

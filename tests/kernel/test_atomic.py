@@ -12,12 +12,12 @@ import pytest
 
 from redirector.backends.base import Overtaken, Snapshot
 from redirector.backends.nftables.backend import NftablesBackend
+from redirector.committing import ATTEMPTS
 from redirector.compile import compile_ruleset
 from redirector.errors import Refused, TryAgain
 from redirector.history import History, Record
 from redirector.plan import AddChain, AddRules, DeleteMap, Step, make_plan
 from redirector.program import LocalJump
-from redirector.reconcile import ATTEMPTS
 from tests.kernel.echo import PATIENCE, SILENCE, Answered, Conversation
 from tests.kernel.echo import Refused as Refusal
 from tests.kernel.lab import CLIENT, HOST, HOST_SECONDARY, NEIGHBOUR, Lab

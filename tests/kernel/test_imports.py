@@ -33,8 +33,8 @@ PROOF = (
 )
 BACKENDS = (
     "backends.base backends.nftables.backend backends.nftables.decode backends.nftables.encode "
-    "backends.nftables.rules backends.nftables.wire backends.opening changes compile fields history journal known "
-    "mappings naming pending plan program proving reconcile selection store values"
+    "backends.nftables.rules backends.nftables.wire backends.opening changes committing compile fields history journal "
+    "known mappings naming pending plan program proving reconcile selection store values"
 )
 STATUS = f"{START} {PROOF} cli.looking report"
 FULL = f"{STATUS} {BACKENDS} status"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from redirector import proof, proving
+from redirector import proof, proving, source
 from redirector.backends.nftables.backend import NftablesBackend
 from redirector.compile import compile_ruleset
 from redirector.model import Ruleset
@@ -17,6 +17,7 @@ from tests.kernel.edits import Noting, edits_end_where_a_fresh_apply_does
 from tests.kernel.iptables import iptables
 from tests.kernel.lab import Lab
 from tests.kernel.product import Product, mapping, on_nftables, ruleset
+from tests.kernel.test_demo import CHECKOUT
 from tests.kernel.test_foreign import owned_table
 from tests.strategies import mapping as made
 
@@ -121,6 +122,17 @@ def test_the_mapping_file_is_read_again_only_if_it_has_changed(lab: Lab, product
     assert (told["file_changed"], told["compared"]) == (False, False)
     product.file(f"{WEB}[[mapping]]\n")
     assert "has no name" in product.json("status")["file_error"]
+
+
+def test_that_it_has_not_changed_is_written_down(lab: Lab, product: Product) -> None:
+    file = str(CHECKOUT / "rules" / "web.toml")  # old enough for its stamp to tell
+    product.run("apply", file, "--allow-unsafe-file")
+    made = proof.load(product.history.folder, whole=True)
+    assert made is not None
+    assert made.stamp == source.stamp(file) != ""
+    proof.save(product.history.folder, made._replace(stamp="as it was before it was touched"))
+    assert product.json("status")["file_changed"] is False
+    assert proof.load(product.history.folder, whole=True) == made  # with all that `apply` wants to know
 
 
 def test_a_change_among_very_many_sends_what_changes(lab: Lab, product: Product, counting: Noting) -> None:
