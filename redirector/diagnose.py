@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from redirector.backends.nftables.backend import kernel_fault
 from redirector.choose import Choice, foreign_rules, known_by, missing, ours
 from redirector.errors import printable
+from redirector.findings import ERROR, NOTE, WARNING, Finding
 from redirector.host.firewalls import Firewalls
 from redirector.model import ARRIVING, DEFAULT_PRIORITY, Mapping, Ports, Ruleset
 from redirector.naming import TABLE
@@ -19,18 +20,8 @@ from redirector.others import Hit, Question, Spans, Table, follow, listed, overl
 from redirector.others.openings import opening
 from redirector.records import NamedTuple
 
-ERROR, WARNING, NOTE = "error", "warning", "note"
 IPTABLES_PRIORITY = -100  # NF_IP_PRI_NAT_DST (linux/netfilter_ipv4.h): where the iptables backends are
 SHOWN = 6  # ports, or names, in a sentence
-
-
-class Finding(NamedTuple):
-    """`id` is for scripts; `severity` error, warning or note; `message` one sentence; `fix` commands or steps."""
-
-    id: str
-    severity: str
-    message: str
-    fix: tuple[str, ...] = ()
 
 
 class Taken(NamedTuple):

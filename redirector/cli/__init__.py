@@ -26,6 +26,7 @@ COMMANDS = {
     "apply": "changing",
     "status": "looking",
     "doctor": "doctoring",
+    "audit": "auditing",
     "confirm": "changing",
     "cancel": "changing",
     "rollback": "changing",

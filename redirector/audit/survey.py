@@ -1,0 +1,169 @@
+"""Gather: the running system, or the files below another root, as `Facts`."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from redirector.audit import MECHANISMS, nat
+from redirector.audit.facts import PRIVILEGED, Facts, Where
+from redirector.audit.mechanisms.sysctl import PortStart
+from redirector.audit.tree import Tree
+from redirector.errors import RedirectorError, printable
+from redirector.model import Ports, Ruleset
+
+if TYPE_CHECKING:
+    from redirector.audit.facts import Rule
+    from redirector.history import History
+
+MAPPINGS = "/etc/redirector/mappings.toml"
+RANGE = "net.ipv4.ip_local_port_range"
+
+
+def files(tree: Tree) -> list[object]:
+    """The rows of every mechanism: what the files of a tree say."""
+    found: list[object] = []
+    for name in MECHANISMS:
+        found += import_module(f"redirector.audit.mechanisms.{name}").gather(tree)
+    return found
+
+
+def below(tree: Tree) -> Facts:
+    """What the files below another root say. Raises nothing: an unreadable mapping file is a failure that is told."""
+    failures: list[str] = []
+    items = files(tree)
+    ruleset = _file(tree, failures)
+    if ruleset is not None:
+        items += nat.of_ruleset(ruleset, places(tree, MAPPINGS))
+    configured = next((row.configured for row in items if isinstance(row, PortStart)), None)
+    start = PRIVILEGED if configured is None else configured
+    return Facts(tree.root, tuple(items), _users(tree), ruleset, tuple(failures), start)
+
+
+def running_system(history: History, asked: Iterable[int], tree: Tree) -> Facts:
+    """The host as it is, in the caller's network namespace; `asked` are ports that are looked at in any case."""
+    from redirector.audit import sockets
+
+    failures: list[str] = []
+    rules, ruleset = _rules(history, failures)
+    found = sockets.gather(_matters(rules, frozenset(asked)))
+    items = [*files(tree), *rules, *found]
+    start = next((row.runtime for row in items if isinstance(row, PortStart)), None)
+    if os.geteuid():
+        failures.append("not root: the processes of others, and who may bind by a file of others, cannot all be seen")
+    return Facts(
+        "",
+        tuple(items),
+        _users(tree),
+        ruleset,
+        tuple(failures),
+        PRIVILEGED if start is None else start,
+        _ephemeral(),
+        sockets.bounding() or 0,
+    )
+
+
+def _matters(rules: list[Rule], asked: frozenset[int]) -> Callable[[int], bool]:
+    """Which ports are looked at: privileged ones, those that rules take or lead to, and those that are asked for."""
+    ranges = [r.ports for r in rules] + [r.target for r in rules if r.target]
+
+    def matters(port: int) -> bool:
+        return port < PRIVILEGED or port in asked or any(one.first <= port <= one.last for one in ranges)
+
+    return matters
+
+
+def _rules(history: History, failures: list[str]) -> tuple[list[Rule], Ruleset | None]:
+    from redirector.history import Record
+    from redirector.host import firewalls
+
+    found: list[Rule] = []
+    ruleset: Ruleset | None = None
+    try:
+        record = history.current()
+        if isinstance(record, Record):
+            ruleset = record.ruleset
+        found += _ours(
+            history, ruleset or Ruleset(), places(Tree(), record.origin if isinstance(record, Record) else "")
+        )
+    except (RedirectorError, OSError) as error:
+        failures.append(f"our own rules cannot be read: {printable(str(error))}")
+    try:
+        gathered = firewalls.gather(listing=True)
+        found += nat.others(gathered)
+        failures += gathered.failures
+    except (RedirectorError, OSError) as error:
+        failures.append(f"the rules of others cannot be read: {printable(str(error))}")
+    return found, ruleset
+
+
+def _ours(history: History, ruleset: Ruleset, where: Mapping[str, Where]) -> Iterable[Rule]:
+    import contextlib
+
+    from redirector.selection import backend_for
+
+    with contextlib.closing(backend_for("auto", history)) as backend:
+        program = backend.observe().program
+        if program is None:
+            return []
+        hooks = [chain.hook for chain in program.chains.values() if chain.hook and chain.hook.type == "nat"]
+        priority = hooks[0].priority if hooks else ruleset.settings.priority
+        return list(nat.of_program(program, ruleset, priority, where))
+
+
+def places(tree: Tree, origin: str) -> dict[str, Where]:
+    """The line of each mapping in the file, or folder, that it comes from."""
+    from redirector.toml_positions import Positions
+
+    found: dict[str, Where] = {}
+    names = [name for name in tree.names(origin) if name.endswith(".toml")] if origin.startswith("/") else []
+    for path in [f"{origin}/{name}" for name in names] or [origin] if origin.startswith("/") else []:
+        text = tree.read(path)
+        try:
+            tables = tomllib.loads(text or "").get("mapping", [])
+        except (ValueError, RecursionError):
+            continue
+        positions = Positions(text or "")
+        for index, table in enumerate(tables if isinstance(tables, list) else []):
+            name = table.get("name") if isinstance(table, dict) else None
+            if isinstance(name, str):
+                found[name] = Where(path, positions.key(("mapping", index, "name")).line)
+    return found
+
+
+def _file(tree: Tree, failures: list[str]) -> Ruleset | None:
+    """The ruleset of the mapping file in another root."""
+    from redirector import mappings, source
+
+    if tree.stat(MAPPINGS) is None:
+        return None
+    try:
+        return mappings.parse(source.read(tree.real(MAPPINGS), insist=True))
+    except (RedirectorError, OSError) as error:
+        failures.append(f"{MAPPINGS} cannot be used: {printable(str(error))}")
+        return None
+
+
+def _users(tree: Tree) -> dict[int, str]:
+    if tree.live:
+        import pwd
+
+        return {entry.pw_uid: entry.pw_name for entry in reversed(pwd.getpwall())}
+    found: dict[int, str] = {}
+    for line in (tree.read("/etc/passwd") or "").split("\n"):
+        fields = line.split(":")
+        if len(fields) >= 3 and fields[2].isascii() and fields[2].isdigit():
+            found.setdefault(int(fields[2]), fields[0])
+    return found
+
+
+def _ephemeral() -> Ports:
+    try:
+        with open(f"/proc/sys/{RANGE.replace('.', '/')}", encoding="ascii") as file:
+            first, last = map(int, file.read().split())
+            return Ports(first, last)
+    except (OSError, ValueError):
+        return Facts().ephemeral
