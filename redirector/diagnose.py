@@ -216,7 +216,7 @@ def _filtered(ruleset: Ruleset, tables: Iterable[Table]) -> Iterator[Finding]:
             # By what decides: one finding for a protocol and a rule (or the policy), over both families.
             dropped: dict[tuple[str, bool, str], list[Ports]] = {}
             for question in questions:
-                for hit in _stopped(table, base, question):
+                for hit in stopped(table, base, question):
                     text = hit.clause.text if hit.clause else ""
                     key = (question.protocol, question.dnat, f"{hit.chain}\n{text}")
                     dropped.setdefault(key, []).extend(hit.ports)
@@ -224,7 +224,7 @@ def _filtered(ruleset: Ruleset, tables: Iterable[Table]) -> Iterator[Finding]:
                 yield _stop(ruleset, table, base, Question(protocol, "", spans(ports), translated), decider)
 
 
-def _stopped(table: Table, base: str, question: Question) -> Iterator[Hit]:
+def stopped(table: Table, base: str, question: Question) -> Iterator[Hit]:
     """What is dropped for certain, and for which no rule that names the port makes an exception for some."""
     if question.family not in table.families:
         return

@@ -8,7 +8,7 @@ at once (see `others`), and what a rule translates to is read from its text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from redirector.audit.facts import Rule, Where
 from redirector.host.firewalls import Firewalls
@@ -61,10 +61,10 @@ def _ours(
     return Rule(OURS, text, protocol, ports, target, "", mapping.families, sides, not scopes, priority, name, where)
 
 
-def others(firewalls: Firewalls) -> Iterator[Rule]:
+def others(tables: Iterable[Table]) -> Iterator[Rule]:
     """Everybody else's rules, by table and clause."""
     found: dict[tuple[object, ...], Rule] = {}
-    for table in tables(firewalls):
+    for table in tables:
         for base, where in table.bases.items():
             if where.type != "nat" or where.hook not in SIDES:
                 continue

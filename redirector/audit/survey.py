@@ -18,15 +18,16 @@ from redirector.model import Ports, Ruleset
 if TYPE_CHECKING:
     from redirector.audit.facts import Rule
     from redirector.history import History
+    from redirector.others import Table
 
 MAPPINGS = "/etc/redirector/mappings.toml"
 RANGE = "net.ipv4.ip_local_port_range"
 
 
-def files(tree: Tree) -> list[object]:
+def files(tree: Tree, walk: bool = True) -> list[object]:
     """The rows of every mechanism: what the files of a tree say."""
     found: list[object] = []
-    for name in MECHANISMS:
+    for name in MECHANISMS if walk else [name for name in MECHANISMS if name != "capabilities"]:
         found += import_module(f"redirector.audit.mechanisms.{name}").gather(tree)
     return found
 
@@ -43,14 +44,15 @@ def below(tree: Tree) -> Facts:
     return Facts(tree.root, tuple(items), _users(tree), ruleset, tuple(failures), start)
 
 
-def running_system(history: History, asked: Iterable[int], tree: Tree) -> Facts:
-    """The host as it is, in the caller's network namespace; `asked` are ports that are looked at in any case."""
+def running_system(history: History, asked: Iterable[int], tree: Tree, *, walk: bool = True) -> Facts:
+    """The host as it is, in the caller's network namespace; `asked` are ports that are looked at in any case; `walk`:
+    look for capabilities in file systems."""
     from redirector.audit import sockets
 
     failures: list[str] = []
-    rules, ruleset = _rules(history, failures)
+    rules, tables, ruleset = _rules(history, failures)
     found = sockets.gather(_matters(rules, frozenset(asked)))
-    items = [*files(tree), *rules, *found]
+    items = [*files(tree, walk), *rules, *tables, *found]
     start = next((row.runtime for row in items if isinstance(row, PortStart)), None)
     if os.geteuid():
         failures.append("not root: the processes of others, and who may bind by a file of others, cannot all be seen")
@@ -76,11 +78,12 @@ def _matters(rules: list[Rule], asked: frozenset[int]) -> Callable[[int], bool]:
     return matters
 
 
-def _rules(history: History, failures: list[str]) -> tuple[list[Rule], Ruleset | None]:
+def _rules(history: History, failures: list[str]) -> tuple[list[Rule], list[Table], Ruleset | None]:
     from redirector.history import Record
     from redirector.host import firewalls
 
     found: list[Rule] = []
+    tables: list[Table] = []
     ruleset: Ruleset | None = None
     try:
         record = history.current()
@@ -93,11 +96,12 @@ def _rules(history: History, failures: list[str]) -> tuple[list[Rule], Ruleset |
         failures.append(f"our own rules cannot be read: {printable(str(error))}")
     try:
         gathered = firewalls.gather(listing=True)
-        found += nat.others(gathered)
+        tables = nat.tables(gathered)
+        found += nat.others(tables)
         failures += gathered.failures
     except (RedirectorError, OSError) as error:
         failures.append(f"the rules of others cannot be read: {printable(str(error))}")
-    return found, ruleset
+    return found, tables, ruleset
 
 
 def _ours(history: History, ruleset: Ruleset, where: Mapping[str, Where]) -> Iterable[Rule]:

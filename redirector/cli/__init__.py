@@ -27,6 +27,7 @@ COMMANDS = {
     "status": "looking",
     "doctor": "doctoring",
     "audit": "auditing",
+    "explain": "auditing",
     "confirm": "changing",
     "cancel": "changing",
     "rollback": "changing",

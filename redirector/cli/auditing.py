@@ -1,4 +1,4 @@
-"""Commands that look at every way to a port: audit."""
+"""Commands that look at every way to a port: audit, explain."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from redirector.cli.app import App, command
 from redirector.errors import Refused, Usage, printable
+from redirector.model import PROTOCOLS
 
 if TYPE_CHECKING:
     from redirector.audit.facts import Facts
@@ -54,3 +55,45 @@ def _gather(app: App, ports: tuple[int, ...], root: str, everywhere: bool) -> Fa
         return survey.below(tree)
     app.enter_namespace()
     return survey.running_system(app.history(), ports, tree)
+
+
+@command
+@click.argument("port", type=click.IntRange(1, 65535))
+@click.option("--user", metavar="U", default="", help="Who would bind it: a name or a number [you].")
+@click.option(
+    "--binary", metavar="B", default="", help="The program that they would run: a path, or a name to look up."
+)
+@click.option("--from", "client", metavar="ADDRESS", default="", help="A client [this host, and somebody outside].")
+@click.option("--protocol", type=click.Choice(tuple(PROTOCOLS)), default="tcp", show_default=True)
+def explain(app: App, port: int, user: str, binary: str, client: str, protocol: str) -> int:
+    """Say whether U running B could bind PORT, and why; and what becomes of a client's packet to PORT."""
+    from redirector import output_explain, terminal
+    from redirector.audit import asking, survey
+    from redirector.audit.binding import verdict
+    from redirector.audit.routing import fate
+    from redirector.audit.tree import Tree
+
+    with terminal.Progress(sys.stderr) as progress:
+        progress("reading the host")
+        who = asking.user(user)
+        app.enter_namespace()
+        facts = survey.running_system(app.history(), (port,), Tree(), walk=False)
+        tried = asking.attempt(port, who, binary, protocol)
+        packets = asking.packets(port, protocol, _canonical(client))
+        progress("comparing")
+        found = verdict(tried, facts)
+        fates = [fate(packet, facts, host) for packet, host in packets]
+    app.report(
+        lambda: output_explain.explain_text(tried, found, fates, facts, app.paint),
+        lambda: output_explain.explain_json(tried, found, fates, facts),
+    )
+    return 0
+
+
+def _canonical(address: str) -> str:
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_address(address)) if address else ""
+    except ValueError:
+        raise Usage(f"{printable(address)} is no address", "--from takes an IPv4 or IPv6 address") from None

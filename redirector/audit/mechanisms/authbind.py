@@ -75,7 +75,7 @@ def _named(kind: str, name: str) -> tuple[int, str] | None:
 
 
 def by_uid(line: str) -> tuple[Ports, str] | None:
-    """(ports, addresses) of a line of a byuid file; addresses "" where that is every one of a family."""
+    """(ports, addresses as they stand there) of a line of a byuid file."""
     found = _BYUID.fullmatch(line)
     if found is None:
         return None
@@ -83,5 +83,4 @@ def by_uid(line: str) -> tuple[Ports, str] | None:
     ports = Ports(int(first_port), int(last_port or first_port))
     if ports.first > ports.last or ports.last > 65535:
         return None
-    whole = length == "0"
-    return ports, "" if whole else line[: found.start(4)] if last or length else address
+    return ports, line[: found.start(4)] if last or length else address
