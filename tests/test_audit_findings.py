@@ -180,6 +180,14 @@ def test_the_fixture_next_to_it_does_not(identity: str, tmp_path: Path) -> None:
     assert not named(findings(CASES[identity][1](Files(tmp_path))), identity)
 
 
+def test_a_program_that_a_unit_starts_is_looked_at_wherever_it_is(tmp_path: Path) -> None:
+    unit = "[Service]\nExecStart=-/home/web/bin/php -S [::]:80\n"
+    found = findings(
+        Files(tmp_path).program("/home/web/bin/php8.2").link("/home/web/bin/php", "php8.2").file(UNIT, unit).facts()
+    )
+    assert named(found, "C-interpreter")
+
+
 def test_every_family_has_cases() -> None:
     assert {identity[0] for identity in CASES} == set(FAMILIES)
 

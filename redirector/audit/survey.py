@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from redirector.audit import MECHANISMS, nat
-from redirector.audit.facts import PRIVILEGED, Facts, Where
+from redirector.audit.executables import executable
+from redirector.audit.facts import PRIVILEGED, Facts, Socket, Where
+from redirector.audit.mechanisms.capabilities import Capable, is_capable
 from redirector.audit.mechanisms.sysctl import PortStart
+from redirector.audit.mechanisms.units import Unit
 from redirector.audit.tree import Tree
 from redirector.errors import RedirectorError, printable
 from redirector.model import Ports, Ruleset
@@ -36,6 +39,7 @@ def below(tree: Tree) -> Facts:
     """What the files below another root say. Raises nothing: an unreadable mapping file is a failure that is told."""
     failures: list[str] = []
     items = files(tree)
+    items += _elsewhere(tree, items)
     ruleset = _file(tree, failures)
     if ruleset is not None:
         items += nat.of_ruleset(ruleset, places(tree, MAPPINGS))
@@ -53,6 +57,7 @@ def running_system(history: History, asked: Iterable[int], tree: Tree, *, walk: 
     rules, tables, ruleset = _rules(history, failures)
     found = sockets.gather(_matters(rules, frozenset(asked)))
     items = [*files(tree, walk), *rules, *tables, *found]
+    items += _elsewhere(tree, items)
     start = next((row.runtime for row in items if isinstance(row, PortStart)), None)
     if os.geteuid():
         failures.append("not root: the processes of others, and who may bind by a file of others, cannot all be seen")
@@ -66,6 +71,20 @@ def running_system(history: History, asked: Iterable[int], tree: Tree, *, walk: 
         _ephemeral(),
         sockets.bounding() or 0,
     )
+
+
+def _elsewhere(tree: Tree, items: list[object]) -> Iterator[object]:
+    """The capable programs that listen, or that units start, where the walk does not come by."""
+    known = {row.file.path for row in items if isinstance(row, Capable)}
+    paths = [holder.executable for row in items if isinstance(row, Socket) for holder in row.holders]
+    paths += [words[0] for row in items if isinstance(row, Unit) for words, _ in row.commands]
+    for path in dict.fromkeys(path for path in paths if path.startswith("/")):
+        inside = tree.inside(path)
+        if inside not in known and is_capable(tree.root + inside):
+            known.add(inside)
+            found = executable(tree, inside)
+            if found is not None:
+                yield Capable(found)
 
 
 def _matters(rules: list[Rule], asked: frozenset[int]) -> Callable[[int], bool]:

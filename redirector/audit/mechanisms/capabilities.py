@@ -73,14 +73,21 @@ def capable(folder: str) -> Iterator[str]:
                     if entry.is_dir(follow_symlinks=False):
                         if entry.stat(follow_symlinks=False).st_dev == device:
                             folders.append(entry.path)
-                    elif entry.is_file(follow_symlinks=False) and ATTRIBUTE in os.listxattr(
-                        entry.path, follow_symlinks=False
-                    ):
-                        found = decode(os.getxattr(entry.path, ATTRIBUTE, follow_symlinks=False))
-                        if found and (found.permitted | found.inheritable) & BIND:
-                            yield entry.path
-                except OSError:  # gone meanwhile, closed to us, or a file system without attributes
+                    elif entry.is_file(follow_symlinks=False) and is_capable(entry.path):
+                        yield entry.path
+                except OSError:  # gone meanwhile
                     continue
+
+
+def is_capable(real: str) -> bool:
+    """Whether a file has the capability to bind; what is not there, is closed to us, or has no attributes, has not."""
+    try:
+        if ATTRIBUTE not in os.listxattr(real, follow_symlinks=False):
+            return False
+        found = decode(os.getxattr(real, ATTRIBUTE, follow_symlinks=False))
+    except OSError:
+        return False
+    return found is not None and bool((found.permitted | found.inheritable) & BIND)
 
 
 def declarations(path: str, text: str) -> Iterator[Declared]:
