@@ -131,6 +131,8 @@ def elf(head: bytes) -> tuple[bool, bool]:
                 *struct.unpack_from(f"{order}HH", head, 42),
             )
             place = (4, 16, "I")
+        if not size or offset > len(head):
+            return False, False
         static, go = True, False
         for at in range(offset, offset + size * count, size):
             (kind,) = struct.unpack_from(f"{order}I", head, at)

@@ -17,21 +17,13 @@ WANTED = "cap_net_bind_service=+ep"
 
 def find(facts: Facts) -> Iterator[Finding]:
     """File by file."""
-    rows = [row.file for row in facts.of(Capable)]
-    for file in rows:
-        yield from _of(file, facts)
-    having = {file.path for file in rows}
-    aliases = set(_aliases(having))
+    for row in facts.of(Capable):
+        yield from _of(row.file, facts)
     for said in facts.of(Declared):
-        if said.path not in having and said.path not in aliases:
+        if not said.held:
             given = f"{said.where} gives {said.path} {said.caps}"
             message = f"{given}, but the file has no such capability: it was replaced since"
             yield Finding("C-lost", WARNING, message, (f"setcap {said.caps} {shlex.quote(said.path)}",))
-
-
-def _aliases(paths: set[str]) -> Iterator[str]:
-    """Without a merged /usr as well as with it: /bin/x is /usr/bin/x."""
-    yield from (path.removeprefix("/usr") for path in paths if path.startswith("/usr/"))
 
 
 def _of(file: Executable, facts: Facts) -> Iterator[Finding]:

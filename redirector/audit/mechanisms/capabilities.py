@@ -30,11 +30,13 @@ class Capable(NamedTuple):
 
 
 class Declared(NamedTuple):
-    """Something says that `path` gets `caps` (as setcap takes it)."""
+    """Something says that `path`, a file that is there, gets `caps` (as setcap takes it); `held`: it has the one to
+    bind."""
 
     path: str
     caps: str
     where: Where
+    held: bool = False
 
 
 def gather(tree: Tree) -> Iterator[object]:
@@ -51,7 +53,10 @@ def gather(tree: Tree) -> Iterator[object]:
                 yield Capable(found)
     for pattern in DECLARING:
         for path in tree.matching(pattern):
-            yield from declarations(path, tree.read(path) or "")
+            for said in declarations(path, tree.read(path) or ""):
+                inside = tree.inside(said.path)
+                if tree.stat(inside) is not None:
+                    yield said._replace(held=is_capable(tree.root + inside))
 
 
 def capable(folder: str) -> Iterator[str]:
