@@ -6,6 +6,8 @@ import os
 
 from redirector.audit.binding import Attempt, User, may
 from redirector.audit.executables import chain, executable, find
+from redirector.audit.facts import Facts
+from redirector.audit.mechanisms.units import Unit
 from redirector.audit.routing import Host
 from redirector.audit.tree import Tree
 from redirector.decide import Packet
@@ -31,8 +33,8 @@ def user(name: str) -> User:
     return User(entry.pw_name, entry.pw_uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
 
 
-def attempt(port: int, who: User, binary: str, protocol: str) -> Attempt:
-    """A bind of this user's with this program ("": any)."""
+def attempt(port: int, who: User, binary: str, protocol: str, facts: Facts) -> Attempt:
+    """A bind of this user's with this program ("": any); `facts` have the units that may start it."""
     tree = Tree()
     helper = executable(tree, AUTHBIND)
     asked = Attempt(port, who, (), protocol, authbind=helper is not None and helper.setuid_root and not helper.nosuid)
@@ -45,7 +47,10 @@ def attempt(port: int, who: User, binary: str, protocol: str) -> Attempt:
     closed = next((folder for folder in _folders(path, programs[0].path) if not _may_enter(who, folder)), "")
     if closed:
         return asked._replace(unreachable=printable(closed))
-    return asked._replace(programs=programs)
+    paths = {one.path for one in programs}
+    started = {words[0] for unit in facts.of(Unit) for words, _ in unit.commands}
+    names = frozenset(name for name in started if name.startswith("/") and tree.inside(name) in paths)
+    return asked._replace(programs=programs, names=names)
 
 
 def _folders(*paths: str) -> list[str]:

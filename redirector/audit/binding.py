@@ -39,7 +39,8 @@ class User(NamedTuple):
 
 class Attempt(NamedTuple):
     """`programs`: the program and what is behind it (see `executables.chain`); none: any program without privileges.
-    `missing`: it was asked for, and is not there. `reachable`: the user may enter every folder on the way."""
+    `missing`: it was asked for, and is not there. `unreachable`: a folder on the way that the user may not enter.
+    `authbind`: it is installed. `names`: the paths by which units start the program."""
 
     port: int
     user: User
@@ -48,6 +49,7 @@ class Attempt(NamedTuple):
     missing: str = ""
     unreachable: str = ""
     authbind: bool = True
+    names: frozenset[str] = frozenset()
 
 
 class Step(NamedTuple):
@@ -215,11 +217,10 @@ def _ungranted(attempt: Attempt, found: list[Grant]) -> Step | None:
 
 
 def _units(attempt: Attempt, facts: Facts) -> Iterator[Step]:
-    paths = {one.path for one in attempt.programs}
     for unit in facts.of(Unit):
         if binds_by_ambient(unit) and unit.last("User") in (attempt.user.name, str(attempt.user.uid)):
             for words, where in unit.commands:
-                if words[0] in paths or (not paths and words):
+                if words[0] in attempt.names or not attempt.programs:
                     yield Step("ambient", IF, f"if it is started as {unit.name}", where)
                     break
     for listen in facts.of(SocketListen):

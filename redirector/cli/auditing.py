@@ -78,7 +78,7 @@ def explain(app: App, port: int, user: str, binary: str, client: str, protocol: 
         who = asking.user(user)
         app.enter_namespace()
         facts = survey.running_system(app.history(), (port,), Tree(), walk=False)
-        tried = asking.attempt(port, who, binary, protocol)
+        tried = asking.attempt(port, who, binary, protocol, facts)
         packets = asking.packets(port, protocol, _canonical(client))
         progress("comparing")
         found = verdict(tried, facts)
