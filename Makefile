@@ -70,6 +70,8 @@ packages:
 	command -v nft >/dev/null || missing="$$missing nftables"; \
 	command -v ip >/dev/null || missing="$$missing iproute2"; \
 	command -v iptables-nft-restore >/dev/null || missing="$$missing iptables"; \
+	command -v authbind >/dev/null || missing="$$missing authbind"; \
+	command -v setcap >/dev/null || missing="$$missing libcap2-bin"; \
 	command -v strace >/dev/null || missing="$$missing strace"; \
 	command -v curl >/dev/null || missing="$$missing curl"; \
 	/usr/bin/python3 -c 'import nftables' 2>/dev/null || missing="$$missing python3-nftables"; \

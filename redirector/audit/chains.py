@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from redirector.audit.facts import PRIVILEGED, Facts, ProxyListen, Rule, Socket, taking
+from redirector.audit.facts import PRIVILEGED, Facts, ProxyListen, Rule, Socket
 from redirector.audit.mechanisms.authbind import Grant
 from redirector.audit.mechanisms.units import SocketListen
 from redirector.audit.ways import Means, Way, means, ways
@@ -50,7 +50,7 @@ def _asked(facts: Facts, wanted: list[int]) -> Iterator[tuple[str, Ports]]:
 
 def _all(facts: Facts) -> Iterator[tuple[str, Ports]]:
     for protocol, ports in _known(facts):
-        if ports.first < PRIVILEGED or taking(facts.of(Rule), protocol, ports.first):
+        if ports.first < PRIVILEGED or facts.taking(protocol, Ports(ports.first, ports.first)):
             yield protocol, ports
 
 
@@ -74,14 +74,14 @@ def _known(facts: Facts) -> Iterator[tuple[str, Ports]]:
 
 def _chain(facts: Facts, protocol: str, ports: Ports) -> Chain:
     port = ports.first
-    rules = tuple(taking(facts.of(Rule), protocol, port))
+    rules = tuple(facts.taking(protocol, Ports(port, port)))
     taken = next((rule for rule in rules if rule.certain), rules[0] if rules else None)
     leads_to = taken.target_of(port) if taken and not taken.address else None
     here: list[Served] = []
     there: list[Served] = []
-    for socket in facts.of(Socket):
-        if socket.listener.protocol == protocol and socket.listener.port in (port, leads_to):
-            (there if socket.listener.port == leads_to else here).append(Served(socket, means(socket, facts)))
+    for at in {port, leads_to or port}:
+        for socket in facts.on(protocol, Ports(at, at)):
+            (there if at == leads_to else here).append(Served(socket, means(socket, facts)))
     if taken is None:
         here, there = [], here
     return Chain(protocol, ports, rules, leads_to, tuple(there), tuple(here), tuple(ways(facts, protocol, port)))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from redirector.host.listeners import Listener
+from redirector.model import Mapping as PortMapping
 from redirector.model import Ports, Ruleset
 from redirector.records import NamedTuple
 
 T = TypeVar("T")
 _NONE: MappingProxyType[Any, Any] = MappingProxyType({})
+MANY = 1000  # ports, from which on it is cheaper to look at every rule
 PRIVILEGED = 1024  # what net.ipv4.ip_unprivileged_port_start is unless somebody changed it (PROT_SOCK)
 
 
@@ -86,11 +90,7 @@ class ProxyListen(NamedTuple):
     where: Where
 
 
-class Facts(NamedTuple):
-    """`items` are the rows of every mechanism; `users` names by id; `ruleset` our mappings that are in force (or, in
-    another root, in the file); `failures` say what could not be read. `port_start` is the first port that anybody may
-    bind; `bounding` the capabilities that a process here can have at all."""
-
+class _FactsFields(NamedTuple):
     root: str = ""
     items: tuple[object, ...] = ()
     users: Mapping[int, str] = _NONE
@@ -100,15 +100,74 @@ class Facts(NamedTuple):
     ephemeral: Ports = Ports(32768, 60999)  # the kernel's default (Documentation/networking/ip-sysctl.rst)
     bounding: int = (1 << 41) - 1
 
-    def of(self, kind: type[T]) -> list[T]:
+
+class Facts(_FactsFields):
+    """`items` are the rows of every mechanism; `users` names by id; `ruleset` our mappings that are in force (or, in
+    another root, in the file); `failures` say what could not be read. `port_start` is the first port that anybody may
+    bind; `bounding` the capabilities that a process here can have at all.
+
+    Hosts have ten thousand rules: what is asked for each port is looked up, not searched.
+    """
+
+    def of(self, kind: type[T]) -> Sequence[T]:
         """The rows of one type."""
-        return [item for item in self.items if isinstance(item, kind)]
+        return self._by_type.get(kind, ())
 
     def user(self, uid: int) -> str:
         return self.users.get(uid, str(uid))
 
+    def on(self, protocol: str, ports: Ports) -> list[Socket]:
+        """The sockets on any of these ports."""
+        known = self._sockets.get(protocol, [])
+        first = bisect_left(known, ports.first, key=_port)
+        return known[first : bisect_right(known, ports.last, key=_port)]
 
-def taking(rules: Iterable[Rule], protocol: str, port: int) -> list[Rule]:
-    """The rules for a port, in the order in which they are asked."""
-    found = [r for r in rules if r.protocol == protocol and r.ports.first <= port <= r.ports.last]
-    return sorted(found, key=lambda rule: rule.priority)
+    def taking(self, protocol: str, ports: Ports) -> list[Rule]:
+        """The rules for any of these ports, in the order in which they are asked."""
+        single, wide = self._rules
+        if ports.size > MANY:
+            found = [r for (p, port), rules in single.items() if p == protocol and _in(port, ports) for r in rules]
+        else:
+            found = [r for port in range(ports.first, ports.last + 1) for r in single.get((protocol, port), ())]
+        found += [r for r in wide if r.protocol == protocol and _overlap(r.ports, ports)]
+        return sorted(found, key=lambda rule: rule.priority)
+
+    @cached_property
+    def mappings(self) -> dict[str, PortMapping]:
+        """Our enabled mappings by name."""
+        return {mapping.name: mapping for mapping in self.ruleset.enabled} if self.ruleset else {}
+
+    @cached_property
+    def _by_type(self) -> dict[type, list[Any]]:
+        found: dict[type, list[Any]] = {}
+        for item in self.items:
+            found.setdefault(type(item), []).append(item)
+        return found
+
+    @cached_property
+    def _sockets(self) -> dict[str, list[Socket]]:
+        found: dict[str, list[Socket]] = {}
+        for socket in sorted(self.of(Socket), key=_port):
+            found.setdefault(socket.listener.protocol, []).append(socket)
+        return found
+
+    @cached_property
+    def _rules(self) -> tuple[dict[tuple[str, int], list[Rule]], list[Rule]]:
+        """Rules of one port by protocol and port, and the others."""
+        single: dict[tuple[str, int], list[Rule]] = {}
+        for rule in self.of(Rule):
+            if rule.ports.size == 1:
+                single.setdefault((rule.protocol, rule.ports.first), []).append(rule)
+        return single, [rule for rule in self.of(Rule) if rule.ports.size > 1]
+
+
+def _port(socket: Socket) -> int:
+    return socket.listener.port
+
+
+def _in(port: int, ports: Ports) -> bool:
+    return ports.first <= port <= ports.last
+
+
+def _overlap(one: Ports, other: Ports) -> bool:
+    return one.first <= other.last and other.first <= one.last

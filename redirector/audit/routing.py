@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from redirector.audit.facts import Facts, Rule, Socket, taking
+from redirector.audit.facts import Facts, Rule, Socket
 from redirector.audit.nat import OURS
 from redirector.decide import Decision, Packet, decide
 from redirector.diagnose import stopped
@@ -65,7 +65,7 @@ def fate(packet: Packet, facts: Facts, host: Host) -> Fate:
     drop = _dropped(packet, port, bool(took), facts.of(Table))
     if drop:
         return base._replace(outcome="dropped", reason=f"by a filter: {drop}")
-    socket = receiver(facts.of(Socket), packet, address, port, host.number)
+    socket = receiver(facts.on(packet.protocol, Ports(port, port)), packet, address, port, host.number)
     if socket is None:
         where = f"[{address}]:{port}" if packet.family == "ipv6" else f"{address}:{port}"
         return base._replace(outcome="refused", reason=f"nobody listens on {packet.protocol} {where}")
@@ -79,7 +79,7 @@ def _decision(packet: Packet, ruleset: Ruleset) -> Decision:
 def _translated(packet: Packet, facts: Facts, host: Host) -> tuple[list[Rule], list[Rule], int, str]:
     """(the rule that takes it, rules passed that may have taken it, port, address)."""
     passed: list[Rule] = []
-    for rule in taking(facts.of(Rule), packet.protocol, packet.port):
+    for rule in facts.taking(packet.protocol, Ports(packet.port, packet.port)):
         if packet.side not in rule.sides or packet.family not in rule.families:
             continue
         if rule.owner == OURS and facts.ruleset is not None:

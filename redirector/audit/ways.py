@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from redirector.audit.capability import BIND
-from redirector.audit.facts import PRIVILEGED, Facts, Holder, ProxyListen, Rule, Socket, Where
+from redirector.audit.facts import PRIVILEGED, Facts, Holder, ProxyListen, Socket, Where
 from redirector.audit.mechanisms.authbind import Grant
 from redirector.audit.mechanisms.capabilities import Capable
 from redirector.audit.mechanisms.sysctl import PortStart
 from redirector.audit.mechanisms.units import SocketListen, Unit, binds_by_ambient
+from redirector.host.processes import INIT
+from redirector.model import Ports
 from redirector.records import NamedTuple
 
-INIT = 1
 # comm of a server's processes → the name under which its configuration was read.
 PROGRAMS = {"nginx": "nginx", "haproxy": "haproxy", "caddy": "caddy", "apache2": "apache", "httpd": "apache"}
 UNDO = {
@@ -142,8 +143,8 @@ def ways(facts: Facts, protocol: str, port: int) -> list[Way]:
 
 
 def _ways(facts: Facts, protocol: str, port: int) -> Iterator[Way]:
-    for rule in facts.of(Rule):
-        if rule.protocol == protocol and rule.ports.first <= port <= rule.ports.last and rule.target_of(port) != port:
+    for rule in facts.taking(protocol, Ports(port, port)):
+        if rule.target_of(port) != port:
             yield Way("redirect", rule.owner, rule.where)
     for listen in facts.of(SocketListen):
         if (listen.protocol, listen.port) == (protocol, port):
@@ -156,9 +157,8 @@ def _ways(facts: Facts, protocol: str, port: int) -> Iterator[Way]:
     granted = grants(facts, port) if port < facts.port_start else []
     if granted:
         yield Way("authbind", "authbind", granted[0].where)
-    for socket in facts.of(Socket):
-        if (socket.listener.protocol, socket.listener.port) == (protocol, port):
-            how = means(socket, facts)
-            command = socket.holders[0].command if socket.holders else ""
-            if how.mechanism in ("capability", "ambient") and PROGRAMS.get(command) not in programs:
-                yield Way(how.mechanism, command, how.where)
+    for socket in facts.on(protocol, Ports(port, port)):
+        how = means(socket, facts)
+        command = socket.holders[0].command if socket.holders else ""
+        if how.mechanism in ("capability", "ambient") and PROGRAMS.get(command) not in programs:
+            yield Way(how.mechanism, command, how.where)

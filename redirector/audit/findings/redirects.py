@@ -9,23 +9,19 @@ from redirector.audit.nat import OURS
 from redirector.errors import printable
 from redirector.findings import ERROR, WARNING, Finding
 from redirector.host.listeners import Listener
-from redirector.model import ARRIVING, OWN, Ports
+from redirector.model import ARRIVING, FAMILIES, OWN, SIDES, Ports
 from redirector.model import Mapping as PortMapping
 
 
 def find(facts: Facts) -> Iterator[Finding]:
     """Rule by rule; a question that several rules of a port answer together is put to all of them."""
-    rules = [rule for rule in facts.of(Rule) if not rule.address and rule.target != rule.ports]
-    for rule in rules:
-        together = [r for r in rules if r.protocol == rule.protocol and _overlap(r.ports, rule.ports)]
+    for rule in facts.of(Rule):
+        if rule.address or rule.target == rule.ports:  # to somebody else, or an exemption
+            continue
         yield from _shadowed(facts, rule)
-        yield from _reach(facts, rule, together)
+        yield from _reach(facts, rule)
         if rule.target is not None:
             yield from _target(facts, rule, rule.target)
-
-
-def _overlap(one: Ports, other: Ports) -> bool:
-    return one.first <= other.last and other.first <= one.last
 
 
 def _name(rule: Rule) -> str:
@@ -34,16 +30,7 @@ def _name(rule: Rule) -> str:
 
 
 def _mapping(facts: Facts, rule: Rule) -> PortMapping | None:
-    mappings = facts.ruleset.enabled if facts.ruleset and rule.owner == OURS else ()
-    return next((m for m in mappings if m.name == rule.mapping), None)
-
-
-def _on(facts: Facts, protocol: str, ports: Ports) -> list[Socket]:
-    return [
-        socket
-        for socket in facts.of(Socket)
-        if socket.listener.protocol == protocol and ports.first <= socket.listener.port <= ports.last
-    ]
+    return facts.mappings.get(rule.mapping) if rule.owner == OURS else None
 
 
 def _who(socket: Socket, facts: Facts) -> str:
@@ -60,9 +47,9 @@ def _edit(rule: Rule, words: str) -> str:
 
 
 def _shadowed(facts: Facts, rule: Rule) -> Iterator[Finding]:
-    ends = {h.pid for s in _on(facts, rule.protocol, rule.target or rule.ports) for h in s.holders}
+    ends = {h.pid for s in facts.on(rule.protocol, rule.target or rule.ports) for h in s.holders}
     told: set[int] = set()
-    for socket in _on(facts, rule.protocol, rule.ports):
+    for socket in facts.on(rule.protocol, rule.ports):
         port = socket.listener.port
         if port in told or rule.target_of(port) == port or not any(map(socket.listener.accepts, rule.families)):
             continue
@@ -77,8 +64,11 @@ def _shadowed(facts: Facts, rule: Rule) -> Iterator[Finding]:
         yield Finding("R-shadowed", WARNING, message, fix, port)
 
 
-def _reach(facts: Facts, rule: Rule, together: list[Rule]) -> Iterator[Finding]:
+def _reach(facts: Facts, rule: Rule) -> Iterator[Finding]:
     """For whom the redirect is not."""
+    if len(rule.sides) == len(SIDES) and len(rule.families) == len(FAMILIES):
+        return
+    together = [one for one in facts.taking(rule.protocol, rule.ports) if not one.address and one.target != one.ports]
     sides = {side for one in together for side in one.sides}
     families = {family for one in together for family in one.families}
     mapping = _mapping(facts, rule)
@@ -93,7 +83,7 @@ def _reach(facts: Facts, rule: Rule, together: list[Rule]) -> Iterator[Finding]:
 
 def _target(facts: Facts, rule: Rule, target: Ports) -> Iterator[Finding]:
     port, where = rule.ports.first, f"{rule.protocol} {target}"
-    sockets = [s for s in _on(facts, rule.protocol, target) if any(map(s.listener.accepts, rule.families))]
+    sockets = [s for s in facts.on(rule.protocol, target) if any(map(s.listener.accepts, rule.families))]
     listening: list[Listener] = [socket.listener for socket in sockets]
     mapping = _mapping(facts, rule)
     if listening and all(one.loopback for one in listening) and ARRIVING in rule.sides:
