@@ -13,6 +13,7 @@ from redirector.audit.mechanisms.capabilities import Capable
 from redirector.audit.mechanisms.sysctl import PortStart
 from redirector.audit.verdict import exit_code, findings
 from redirector.findings import NOTE, Finding
+from redirector.model import Ports
 from tests.audit_trees import GO, STATIC, WWW, Files, facts, holder, ruleset, socket, web
 
 Made = Callable[[Files], Facts]
@@ -82,7 +83,7 @@ CASES: dict[str, tuple[Made, Made]] = {
     ),
     "R-ephemeral": (
         lambda _: facts(web(target=40000), socket(40000)),
-        lambda _: facts(web(target=32767), socket(32767)),
+        lambda _: facts(web(target=40000), socket(40000), reserved=(Ports(39000, 40000),)),
     ),
     "C-interpreter": (
         lambda f: f.program("/usr/bin/python3.11").facts(),
@@ -186,6 +187,13 @@ def test_a_program_that_a_unit_starts_is_looked_at_wherever_it_is(tmp_path: Path
         Files(tmp_path).program("/home/web/bin/php8.2").link("/home/web/bin/php", "php8.2").file(UNIT, unit).facts()
     )
     assert named(found, "C-interpreter")
+
+
+def test_what_mends_an_ephemeral_target_keeps_what_was_reserved() -> None:
+    some = facts(web(target=40000), socket(40000), reserved=(Ports(39000, 39999), Ports(50000, 50000)))
+    (found,) = named(findings(some), "R-ephemeral")
+    assert found.fix == ("sysctl -w net.ipv4.ip_local_reserved_ports=39000-40000,50000",)
+    assert not named(findings(facts(web(target=32767), socket(32767))), "R-ephemeral")
 
 
 def test_every_family_has_cases() -> None:

@@ -12,7 +12,7 @@ from redirector.audit import MECHANISMS, nat
 from redirector.audit.executables import executable
 from redirector.audit.facts import PRIVILEGED, Facts, Socket, Where
 from redirector.audit.mechanisms.capabilities import Capable, is_capable
-from redirector.audit.mechanisms.sysctl import PortStart
+from redirector.audit.mechanisms.sysctl import PortStart, text_of
 from redirector.audit.mechanisms.units import Unit
 from redirector.audit.tree import Tree
 from redirector.errors import RedirectorError, printable
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAPPINGS = "/etc/redirector/mappings.toml"
 RANGE = "net.ipv4.ip_local_port_range"
+RESERVED = "net.ipv4.ip_local_reserved_ports"
 
 
 def files(tree: Tree, walk: bool = True) -> list[object]:
@@ -69,6 +70,7 @@ def running_system(history: History, asked: Iterable[int], tree: Tree, *, walk: 
         tuple(failures),
         PRIVILEGED if start is None else start,
         _ephemeral(),
+        tuple(_reserved()),
         sockets.bounding() or 0,
     )
 
@@ -185,8 +187,17 @@ def _users(tree: Tree) -> dict[int, str]:
 
 def _ephemeral() -> Ports:
     try:
-        with open(f"/proc/sys/{RANGE.replace('.', '/')}", encoding="ascii") as file:
-            first, last = map(int, file.read().split())
-            return Ports(first, last)
+        first, last = map(int, text_of(RANGE).split())
     except (OSError, ValueError):
         return Facts().ephemeral
+    return Ports(first, last)
+
+
+def _reserved() -> Iterator[Ports]:
+    try:
+        text = text_of(RESERVED).strip()
+    except OSError:
+        return
+    for part in text.split(",") if text else ():
+        first, _, last = part.partition("-")
+        yield Ports(int(first), int(last or first))

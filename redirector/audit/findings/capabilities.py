@@ -36,7 +36,8 @@ def _of(file: Executable, facts: Facts) -> Iterator[Finding]:
         kind, why, fix = inert
         yield Finding(kind, WARNING, f"the capability of {path} does nothing: {why}", (fix or right,))
     elif file.interprets:
-        message = f"{path} has {file.caps.text}: whatever script any user runs with it may bind every low port"
+        who = "any user" if file.mode & 0o001 else "whoever may execute it"
+        message = f"{path} has {file.caps.text}: every script that {who} runs with it may bind every low port"
         yield Finding("C-interpreter", ERROR, message, (remove,))
     more = (file.caps.permitted | file.caps.inheritable) & ~BIND
     if more:

@@ -11,6 +11,7 @@ from redirector.findings import ERROR, WARNING, Finding
 from redirector.host.listeners import Listener
 from redirector.model import ARRIVING, FAMILIES, OWN, SIDES, Ports
 from redirector.model import Mapping as PortMapping
+from redirector.others import overlap, spans, without
 
 
 def find(facts: Facts) -> Iterator[Finding]:
@@ -113,13 +114,15 @@ def _target(facts: Facts, rule: Rule, target: Ports) -> Iterator[Finding]:
             )
             yield Finding("R-owner", ERROR, message, fix, port)
             break
-    low = max(target.first, facts.ephemeral.first)
-    if low <= min(target.last, facts.ephemeral.last):
+    taken = without(overlap((target,), (facts.ephemeral,)), facts.reserved)
+    if taken:
+        ports = ", ".join(map(str, taken))
         message = (
-            f"{where}, where {_name(rule)} leads, is in the range of ports that outgoing connections take "
-            f"({facts.ephemeral}): while one has it, the server cannot start"
+            f"{rule.protocol} {ports}, where {_name(rule)} leads, is in the range of ports that outgoing connections "
+            f"take ({facts.ephemeral}): while one has it, the server cannot start"
         )
-        yield Finding("R-ephemeral", WARNING, message, (f"sysctl -w net.ipv4.ip_local_reserved_ports={target}",), port)
+        keep = ",".join(map(str, spans([*facts.reserved, *taken])))
+        yield Finding("R-ephemeral", WARNING, message, (f"sysctl -w net.ipv4.ip_local_reserved_ports={keep}",), port)
 
 
 def _owner(facts: Facts, mapping: PortMapping | None) -> int | None:

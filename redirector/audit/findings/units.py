@@ -6,8 +6,9 @@ import difflib
 from collections.abc import Iterator
 
 from redirector.audit.capability import NAMES
-from redirector.audit.facts import Facts
+from redirector.audit.facts import Facts, Socket
 from redirector.audit.mechanisms.units import SocketListen, Unit, binds_by_ambient
+from redirector.audit.ways import unit_named
 from redirector.errors import printable
 from redirector.findings import ERROR, WARNING, Finding
 
@@ -22,7 +23,8 @@ def find(facts: Facts) -> Iterator[Finding]:
         yield from _misspelt(unit)
         if binds_by_ambient(unit):
             yield from _unbounded(unit)
-            yield from _local_only(unit, 0)
+    for unit, port in _listening(facts):
+        yield from _local_only(unit, port)
     for listen in facts.of(SocketListen):
         yield from _local_only(listen.unit, listen.port)
         if not listen.has_service:
@@ -31,6 +33,18 @@ def find(facts: Facts) -> Iterator[Finding]:
             message = f"{what} for {listen.starts}, which does not exist"
             fix = (f"write {listen.starts}, or: systemctl disable --now {name}",)
             yield Finding("S-no-service", ERROR, message, fix, listen.port)
+
+
+def _listening(facts: Facts) -> Iterator[tuple[Unit, int]]:
+    """Services that listen, or are made to, and the port where it is known."""
+    seen: set[str] = set()
+    for socket in facts.of(Socket):
+        for holder in socket.holders:
+            unit = unit_named(facts, holder.unit)
+            if unit is not None and unit.name not in seen:
+                seen.add(unit.name)
+                yield unit, socket.listener.port
+    yield from ((unit, 0) for unit in facts.of(Unit) if binds_by_ambient(unit) and unit.name not in seen)
 
 
 def _misspelt(unit: Unit) -> Iterator[Finding]:

@@ -55,9 +55,14 @@ def assigned(line: str) -> int | None:
 
 
 def running(name: str) -> int | None:
-    """The value in the network namespace of the calling thread."""
+    """The number that a sysctl is; None where it cannot be read."""
     try:
-        with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
-            return int(file.read().split()[0])
+        return int(text_of(name).split()[0])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def text_of(name: str) -> str:
+    """The value of a sysctl in the network namespace of the calling thread. Raises OSError."""
+    with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
+        return file.read()
