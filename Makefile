@@ -13,15 +13,22 @@ PARALLEL := $(if $(filter 0,$(shell id -u)),-n auto --dist worksteal)
 # nft and ip are in sbin, which Debian leaves out of a plain user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-# Shell: install the Debian packages $missing.
+# Shell: install the Debian packages $missing. No daemon is started by it (policy-rc.d), and those that come with it,
+# $daemons, are not enabled either: tests run them in boxes of their own.
 define INSTALL
 if [ -z "$$missing" ]; then \
 		:; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "installing$$missing"; \
 		export DEBIAN_FRONTEND=noninteractive; \
+		if ! [ -e /usr/sbin/policy-rc.d ]; then \
+			trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
+			printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; \
+			chmod 755 /usr/sbin/policy-rc.d; \
+		fi; \
 		apt-get -q update || echo "apt-get update failed: going on with the lists that are here" >&2; \
-		apt-get -q -y --no-install-recommends install $$missing; \
+		apt-get -q -y --no-install-recommends install $$missing && \
+		{ [ -z "$$daemons" ] || ! command -v systemctl >/dev/null || systemctl --quiet disable $$daemons; }; \
 	else \
 		echo "missing, and only root can install it: apt-get install$$missing" >&2; \
 	fi
@@ -66,20 +73,26 @@ bench: setup
 
 # The distribution's own python3 is the one that can have the nftables binding: tests run it as a child process.
 packages:
-	@missing=; \
+	@missing=; daemons=; \
 	command -v nft >/dev/null || missing="$$missing nftables"; \
 	command -v ip >/dev/null || missing="$$missing iproute2"; \
 	command -v iptables-nft-restore >/dev/null || missing="$$missing iptables"; \
-	command -v authbind >/dev/null || missing="$$missing authbind"; \
-	command -v setcap >/dev/null || missing="$$missing libcap2-bin"; \
 	command -v strace >/dev/null || missing="$$missing strace"; \
 	command -v curl >/dev/null || missing="$$missing curl"; \
+	command -v authbind >/dev/null || missing="$$missing authbind"; \
+	command -v setcap >/dev/null || missing="$$missing libcap2-bin"; \
+	command -v pgrep >/dev/null || missing="$$missing procps"; \
+	[ -x /lib/systemd/systemd ] || missing="$$missing systemd"; \
+	command -v nginx >/dev/null || { missing="$$missing nginx-light"; daemons="$$daemons nginx"; }; \
+	[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing="$$missing libnginx-mod-stream"; \
+	command -v haproxy >/dev/null || { missing="$$missing haproxy"; daemons="$$daemons haproxy"; }; \
+	command -v caddy >/dev/null || { missing="$$missing caddy"; daemons="$$daemons caddy"; }; \
 	/usr/bin/python3 -c 'import nftables' 2>/dev/null || missing="$$missing python3-nftables"; \
 	/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	$(INSTALL)
 
 boot-packages:
-	@missing=; \
+	@missing=; daemons=; \
 	command -v mmdebstrap >/dev/null || missing="$$missing mmdebstrap"; \
 	command -v qemu-system-x86_64 >/dev/null || missing="$$missing qemu-system-x86"; \
 	command -v qemu-img >/dev/null || missing="$$missing qemu-utils"; \
