@@ -128,6 +128,18 @@ def parse(files: list[source.SourceFile], backend: str = "") -> Ruleset:
     return Ruleset.checked(tuple(mappings), settings)
 
 
+def places(files: list[source.SourceFile]) -> dict[str, tuple[str, int]]:
+    """Where each name stands, by file and line; nothing of files that cannot be decoded."""
+    found: dict[str, tuple[str, int]] = {}
+    for file in map(_File, files):
+        for index, table in enumerate([] if _decode(file) else file.tables):
+            name = table.get("name") if isinstance(table, dict) else None
+            if isinstance(name, str):
+                place = file.diagnostic(Problem(("mapping", index, "name"), ""))
+                found.setdefault(name, (place.file, place.line))
+    return found
+
+
 def _names_taken(files: list[_File], places: list[tuple[_File, int]]) -> list[Diagnostic]:
     """Names used twice where one of the two mappings is wrong in other ways (`ruleset_problems` sees the others)."""
     if len(places) == sum(len(file.tables) for file in files):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -141,22 +140,15 @@ def _ours(history: History, ruleset: Ruleset, where: Mapping[str, Where]) -> Ite
 
 def places(tree: Tree, origin: str) -> dict[str, Where]:
     """The line of each mapping in the file, or folder, that it comes from."""
-    from redirector.toml_positions import Positions
+    from redirector import mappings, source
 
-    found: dict[str, Where] = {}
-    names = [name for name in tree.names(origin) if name.endswith(".toml")] if origin.startswith("/") else []
-    for path in [f"{origin}/{name}" for name in names] or [origin] if origin.startswith("/") else []:
-        text = tree.read(path)
-        try:
-            tables = tomllib.loads(text or "").get("mapping", [])
-        except (ValueError, RecursionError):
-            continue
-        positions = Positions(text or "")
-        for index, table in enumerate(tables if isinstance(tables, list) else []):
-            name = table.get("name") if isinstance(table, dict) else None
-            if isinstance(name, str):
-                found[name] = Where(path, positions.key(("mapping", index, "name")).line)
-    return found
+    if not origin.startswith("/"):
+        return {}
+    try:
+        files = source.read(origin if tree.live else tree.real(origin), insist=True)
+    except (RedirectorError, OSError):
+        return {}
+    return {name: Where(tree.outside_in(file), line) for name, (file, line) in mappings.places(files).items()}
 
 
 def _file(tree: Tree, failures: list[str]) -> Ruleset | None:
