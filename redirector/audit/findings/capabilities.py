@@ -42,7 +42,7 @@ def _of(file: Executable, facts: Facts) -> Iterator[Finding]:
     more = (file.caps.permitted | file.caps.inheritable) & ~BIND
     if more:
         message = f"{path} has more capabilities than a low port needs: {', '.join(names(more))}"
-        yield Finding("C-excess", WARNING, message, (right,))
+        yield Finding("C-excess", WARNING, message, (f"if the port is all that it needs: {right}",))
     writers = _writers(file, facts)
     if writers:
         message = (
