@@ -46,7 +46,7 @@ def _fate(fate: Fate, facts: Facts, paint: Paint) -> Iterator[str]:
         yield f"  taken by {_rule(rule)}: goes to {_end(fate.address, fate.port)}{at}"
     if not fate.rules:
         yield "  no rule takes it"
-    sure = "" if fate.sure else " (unless one of the rules above takes it)"
+    sure = "" if fate.sure else " (unless one of the rules above takes it)" if fate.passed else " (as far as it shows)"
     yield f"  {paint(fate.outcome, COLOURS.get(fate.outcome, 'yellow'))}{sure}{_by(fate, facts)}"
 
 

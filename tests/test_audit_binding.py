@@ -14,9 +14,13 @@ from redirector.audit.facts import Facts, Where
 from redirector.audit.mechanisms.authbind import Grant
 from redirector.audit.mechanisms.sysctl import PortStart
 from redirector.audit.mechanisms.units import SocketListen, Unit
+from redirector.audit.nat import of_program
+from redirector.audit.routing import Host, fate
 from redirector.audit.ways import means, ways
+from redirector.decide import Packet
 from redirector.errors import Usage
-from redirector.model import Ports
+from redirector.model import Ports, Ruleset
+from redirector.program import PORTS, Map, Program, port_key
 from tests.audit_trees import Files, facts, holder, socket, web
 
 ALICE = User("alice", 1000, frozenset({1000}))
@@ -125,3 +129,10 @@ def test_ways_are_told_once_each(tmp_path: Path) -> None:
     ]
     assert "/etc/nginx/nginx.conf:1" in found[1].undo
     assert [way.mechanism for way in ways(facts(*rows, port_start=0), "tcp", 80)] == ["redirect", "proxy"]
+
+
+def test_a_rule_of_ours_that_no_generation_knows_leaves_the_answer_open() -> None:
+    packet = Packet("eth0", "192.0.2.100", "192.0.2.1", "tcp", 80)
+    (rule,) = of_program(Program({}, {"ports": Map(PORTS, {port_key(6, 80): (8080, "web")})}), Ruleset(), -110, {})
+    found = fate(packet, facts(rule, socket(80, holder(5)), ruleset=Ruleset()), Host())
+    assert (found.outcome, found.sure, found.passed) == ("served", False, (rule,))

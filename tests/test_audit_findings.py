@@ -85,6 +85,7 @@ CASES: dict[str, tuple[Made, Made]] = {
         lambda _: facts(web(target=40000), socket(40000)),
         lambda _: facts(web(target=40000), socket(40000), reserved=(Ports(39000, 40000),)),
     ),
+    "R-drifted": (lambda _: facts(web(), drift="web"), lambda _: facts(web())),
     "C-interpreter": (
         lambda f: f.program("/usr/bin/python3.11").facts(),
         lambda f: f.program("/usr/bin/server").facts(),

@@ -100,7 +100,7 @@ class TestCapabilities:
         files = Files(tmp_path).program("/home/a/server").program("/usr/bin/server")
         files.link("/bin", "usr/bin")
         assert [row.file.path for row in files.facts().of(Capable)] == ["/usr/bin/server"]
-        everything = list(capabilities.gather(Tree(str(tmp_path), everywhere=True)))
+        everything = list(capabilities.gather(Tree(str(tmp_path), "everywhere")))
         assert {row.file.path for row in everything if isinstance(row, Capable)} == {
             "/home/a/server",
             "/usr/bin/server",
@@ -173,7 +173,9 @@ class TestServers:
             ("nginx", "", 53, "udp", "/etc/nginx/nginx.conf:12"),
         ]
 
-    @pytest.mark.parametrize("text", ["http { server { listen 80;", "}", "include nginx.conf;", "\0", "listen 80;"])
+    @pytest.mark.parametrize(
+        "text", ["http { server { listen 80;", "}", "include nginx.conf;", "\0", "listen 80;", "a {" * 500]
+    )
     def test_a_broken_nginx_says_nothing(self, text: str, tmp_path: Path) -> None:
         assert listens(Files(tmp_path).file("/etc/nginx/nginx.conf", text)) == []
 

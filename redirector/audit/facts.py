@@ -100,13 +100,14 @@ class _FactsFields(NamedTuple):
     ephemeral: Ports = Ports(32768, 60999)  # the kernel's default (Documentation/networking/ip-sysctl.rst)
     reserved: tuple[Ports, ...] = ()
     bounding: int = (1 << 41) - 1
+    drift: str = ""
 
 
 class Facts(_FactsFields):
     """`items` are the rows of every mechanism; `users` names by id; `ruleset` our mappings that are in force (or, in
     another root, in the file); `failures` say what could not be read. `port_start` is the first port that anybody may
     bind; `ephemeral` are the ports that outgoing connections take, but for those `reserved`; `bounding` the
-    capabilities that a process here can have at all.
+    capabilities that a process here can have at all; `drift` says how our rules are not as they were applied.
 
     Hosts have ten thousand rules: what is asked for each port is looked up, not searched.
     """

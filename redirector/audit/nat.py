@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from redirector.audit.facts import Rule, Where
 from redirector.host.firewalls import Firewalls
-from redirector.model import ARRIVING, FAMILIES, OWN, Ports, Ruleset
+from redirector.model import ARRIVING, FAMILIES, OWN, SIDES, Ports, Ruleset
 from redirector.model import Mapping as PortMapping
 from redirector.others import ALL, Question, Table, follow, listed, saved
 from redirector.program import PORTS, Program, protocol_name, runs
 
 OURS = "redirector"
-SIDES = {"prerouting": ARRIVING, "output": OWN}
+HOOKS = {"prerouting": ARRIVING, "output": OWN}
 _TARGETS = (
     re.compile(r"--to-ports? (\d+)(?:-(\d+))?"),
     re.compile(r"--to-destination \[?([0-9A-Fa-f.:]*?)\]?(?::(\d+)(?:-(\d+))?)?(?:/\d+)?(?:\s|$)"),
@@ -54,7 +54,8 @@ def _ours(
 ) -> Rule:
     text = f'mapping "{name}": {protocol} {ports} → {target}'
     if mapping is None:
-        return Rule(OURS, text, protocol, ports, target, "", (), (), False, priority, name, where)
+        # In the kernel, and not in our books: for whom it is cannot be said.
+        return Rule(OURS, text, protocol, ports, target, "", FAMILIES, SIDES, False, priority, name, where)
     scopes = dict.fromkeys(str(claim.scope) for claim in mapping.claims if str(claim.scope))
     sides = tuple(side for side in (ARRIVING, OWN) if any(claim.side == side for claim in mapping.claims))
     text += f" {'; '.join(scopes)}" if scopes else ""
@@ -66,13 +67,13 @@ def others(tables: Iterable[Table]) -> Iterator[Rule]:
     found: dict[tuple[object, ...], Rule] = {}
     for table in tables:
         for base, where in table.bases.items():
-            if where.type != "nat" or where.hook not in SIDES:
+            if where.type != "nat" or where.hook not in HOOKS:
                 continue
             for rule in _asked(table, base):
                 key = rule._replace(families=(), sides=())
                 before = found.get(key)
                 families = tuple(f for f in FAMILIES if f in (*rule.families, *(before.families if before else ())))
-                sides = tuple(s for s in SIDES.values() if s in (*rule.sides, *(before.sides if before else ())))
+                sides = tuple(s for s in SIDES if s in (*rule.sides, *(before.sides if before else ())))
                 found[key] = rule._replace(families=families, sides=sides)
     yield from found.values()
 
@@ -101,7 +102,7 @@ def _asked(table: Table, base: str) -> Iterator[Rule]:
                         target or (None if "map" in hit.clause.text else ports),
                         address,
                         (family,),
-                        (SIDES[where.hook],),
+                        (HOOKS[where.hook],),
                         hit.certain,
                         where.priority,
                     )

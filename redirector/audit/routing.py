@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from redirector.audit.facts import Facts, Rule, Socket
 from redirector.audit.nat import OURS
-from redirector.decide import Decision, Packet, decide
+from redirector.decide import Packet, decide
 from redirector.diagnose import stopped
 from redirector.model import Ports, Ruleset
 from redirector.others import Question, Table
@@ -24,7 +24,8 @@ LOOPBACK = {"ipv4": "127.0.0.1", "ipv6": "::1"}
 
 class Fate(NamedTuple):
     """`outcome`: served, refused (nobody listens, or an exclusive target), dropped (by a filter), elsewhere (another
-    address), unknown (the rule does not say where to). `sure`: no rule or filter that takes some only was passed."""
+    address), unknown (the rule does not say where to). `sure`: no rule that takes some only was `passed`, and ours are
+    as they were applied."""
 
     packet: Packet
     outcome: str
@@ -34,10 +35,7 @@ class Fate(NamedTuple):
     rules: tuple[Rule, ...] = ()
     passed: tuple[Rule, ...] = ()
     socket: Socket | None = None
-
-    @property
-    def sure(self) -> bool:
-        return not self.passed
+    sure: bool = True
 
 
 class Host(NamedTuple):
@@ -50,18 +48,18 @@ class Host(NamedTuple):
 def fate(packet: Packet, facts: Facts, host: Host) -> Fate:
     """The whole way of a packet."""
     took, passed, port, address = _translated(packet, facts, host)
-    base = Fate(packet, "", "", port, address, tuple(took), tuple(passed))
+    sure = not passed and not facts.drift
+    base = Fate(packet, "", "", port, address, tuple(took), tuple(passed), sure=sure)
     for rule in took:
         if rule.address:
             return base._replace(outcome="elsewhere", reason=f"it is led to {rule.address}", address=rule.address)
         if rule.target is None:
             return base._replace(outcome="unknown", reason="the rule does not say where it leads in words known here")
-    if not took and facts.ruleset is not None and _decision(packet, facts.ruleset).action == "refuse":
-        name = _decision(packet, facts.ruleset).mapping
-        if any(rule.mapping == name for rule in facts.of(Rule)):
-            return base._replace(
-                outcome="refused", reason=f'mapping "{name}" is exclusive: its target is not for clients'
-            )
+    if not took and facts.ruleset is not None:
+        decision = decide(facts.ruleset, packet)
+        if decision.action == "refuse" and any(rule.mapping == decision.mapping for rule in facts.of(Rule)):
+            reason = f'mapping "{decision.mapping}" is exclusive: its target is not for clients'
+            return base._replace(outcome="refused", reason=reason)
     drop = _dropped(packet, port, bool(took), facts.of(Table))
     if drop:
         return base._replace(outcome="dropped", reason=f"by a filter: {drop}")
@@ -72,18 +70,19 @@ def fate(packet: Packet, facts: Facts, host: Host) -> Fate:
     return base._replace(outcome="served", reason="", socket=socket)
 
 
-def _decision(packet: Packet, ruleset: Ruleset) -> Decision:
-    return decide(ruleset, packet)
-
-
 def _translated(packet: Packet, facts: Facts, host: Host) -> tuple[list[Rule], list[Rule], int, str]:
     """(the rule that takes it, rules passed that may have taken it, port, address)."""
     passed: list[Rule] = []
-    for rule in facts.taking(packet.protocol, Ports(packet.port, packet.port)):
+    rules = facts.taking(packet.protocol, Ports(packet.port, packet.port))
+    names = {rule.mapping for rule in rules}
+    mappings = facts.ruleset.enabled if facts.ruleset else ()
+    ours = Ruleset(tuple(mapping for mapping in mappings if mapping.name in names))  # those that the kernel has
+    known = {mapping.name for mapping in ours.mappings}
+    for rule in rules:
         if packet.side not in rule.sides or packet.family not in rule.families:
             continue
-        if rule.owner == OURS and facts.ruleset is not None:
-            decision = decide(facts.ruleset, packet)
+        if rule.owner == OURS and rule.mapping in known:
+            decision = decide(ours, packet)
             if decision.action != "translate" or decision.mapping != rule.mapping:
                 continue
             return [rule], passed, decision.port, _address(packet, decision.rewrite, host)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from redirector.audit.mechanisms.units import Unit
 from redirector.audit.tree import Tree
 from redirector.errors import RedirectorError, printable
 from redirector.model import Ports, Ruleset
+from redirector.records import NamedTuple
 
 if TYPE_CHECKING:
     from redirector.audit.facts import Rule
@@ -27,10 +28,10 @@ RANGE = "net.ipv4.ip_local_port_range"
 RESERVED = "net.ipv4.ip_local_reserved_ports"
 
 
-def files(tree: Tree, walk: bool = True) -> list[object]:
+def files(tree: Tree) -> list[object]:
     """The rows of every mechanism: what the files of a tree say."""
     found: list[object] = []
-    for name in MECHANISMS if walk else [name for name in MECHANISMS if name != "capabilities"]:
+    for name in MECHANISMS:
         found += import_module(f"redirector.audit.mechanisms.{name}").gather(tree)
     return found
 
@@ -48,15 +49,14 @@ def below(tree: Tree) -> Facts:
     return Facts(tree.root, tuple(items), _users(tree), ruleset, tuple(failures), start)
 
 
-def running_system(history: History, asked: Iterable[int], tree: Tree, *, walk: bool = True) -> Facts:
-    """The host as it is, in the caller's network namespace; `asked` are ports that are looked at in any case; `walk`:
-    look for capabilities in file systems."""
+def running_system(history: History, asked: Iterable[int], tree: Tree) -> Facts:
+    """The host as it is, in the caller's network namespace; `asked` are ports that are looked at in any case."""
     from redirector.audit import sockets
 
     failures: list[str] = []
-    rules, tables, ruleset = _rules(history, failures)
-    found = sockets.gather(_matters(rules, frozenset(asked)))
-    items = [*files(tree, walk), *rules, *tables, *found]
+    nats = _rules(history, failures)
+    found = sockets.gather(_matters(nats.rules, frozenset(asked)))
+    items = [*files(tree), *nats.rules, *nats.tables, *found]
     items += _elsewhere(tree, items)
     start = next((row.runtime for row in items if isinstance(row, PortStart)), None)
     if os.geteuid():
@@ -65,12 +65,13 @@ def running_system(history: History, asked: Iterable[int], tree: Tree, *, walk: 
         "",
         tuple(items),
         _users(tree),
-        ruleset,
+        nats.ruleset,
         tuple(failures),
         PRIVILEGED if start is None else start,
         _ephemeral(),
         tuple(_reserved()),
         sockets.bounding() or 0,
+        nats.drift,
     )
 
 
@@ -98,44 +99,55 @@ def _matters(rules: list[Rule], asked: frozenset[int]) -> Callable[[int], bool]:
     return matters
 
 
-def _rules(history: History, failures: list[str]) -> tuple[list[Rule], list[Table], Ruleset | None]:
-    from redirector.history import Record
+class _Rules(NamedTuple):
+    """NAT rules of ours and others; the tables that others' are in; our ruleset, and how the kernel differs from it."""
+
+    rules: list[Rule]
+    tables: list[Table]
+    ruleset: Ruleset | None
+    drift: str
+
+
+def _rules(history: History, failures: list[str]) -> _Rules:
     from redirector.host import firewalls
 
-    found: list[Rule] = []
-    tables: list[Table] = []
-    ruleset: Ruleset | None = None
+    found = _Rules([], [], None, "")
     try:
-        record = history.current()
-        if isinstance(record, Record):
-            ruleset = record.ruleset
-        found += _ours(
-            history, ruleset or Ruleset(), places(Tree(), record.origin if isinstance(record, Record) else "")
-        )
+        found = _ours(history)
     except (RedirectorError, OSError) as error:
         failures.append(f"our own rules cannot be read: {printable(str(error))}")
     try:
         gathered = firewalls.gather(listing=True)
         tables = nat.tables(gathered)
-        found += nat.others(tables)
+        found = found._replace(rules=[*found.rules, *nat.others(tables)], tables=tables)
         failures += gathered.failures
     except (RedirectorError, OSError) as error:
         failures.append(f"the rules of others cannot be read: {printable(str(error))}")
-    return found, tables, ruleset
+    return found
 
 
-def _ours(history: History, ruleset: Ruleset, where: Mapping[str, Where]) -> Iterable[Rule]:
+def _ours(history: History) -> _Rules:
     import contextlib
 
+    from redirector.history import Record
+    from redirector.plan import make_plan
+    from redirector.reconcile import desired_program
     from redirector.selection import backend_for
 
+    current = history.current()
+    record = current if isinstance(current, Record) else None
+    ruleset = record.ruleset if record else Ruleset()
     with contextlib.closing(backend_for("auto", history)) as backend:
         program = backend.observe().program
-        if program is None:
-            return []
-        hooks = [chain.hook for chain in program.chains.values() if chain.hook and chain.hook.type == "nat"]
-        priority = hooks[0].priority if hooks else ruleset.settings.priority
-        return list(nat.of_program(program, ruleset, priority, where))
+    if program is None:
+        return _Rules([], [], record.ruleset if record else None, "")
+    plan = make_plan(desired_program(ruleset, record.purged), program) if record else None
+    names = [change.mapping or "its structure" for change in plan.changes] if plan else []
+    hooks = [chain.hook for chain in program.chains.values() if chain.hook and chain.hook.type == "nat"]
+    priority = hooks[0].priority if hooks else ruleset.settings.priority
+    where = places(Tree(), record.origin if record else "")
+    rules = list(nat.of_program(program, ruleset, priority, where))
+    return _Rules(rules, [], record.ruleset if record else None, ", ".join(dict.fromkeys(names)))
 
 
 def places(tree: Tree, origin: str) -> dict[str, Where]:

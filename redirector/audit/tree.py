@@ -16,11 +16,11 @@ LARGEST = 4 << 20  # bytes of a configuration file that are read
 
 
 class Tree:
-    """`root` "" is the running system: only that has processes, sockets and sysctls. `everywhere`: look for programs in
-    every folder, not only where they usually are."""
+    """`root` "" is the running system: only that has processes, sockets and sysctls. `walk`: in
+    which folders programs are looked for: "usual" ones, "everywhere", "nowhere"."""
 
-    def __init__(self, root: str = "", everywhere: bool = False) -> None:
-        self.everywhere = everywhere
+    def __init__(self, root: str = "", walk: str = "usual") -> None:
+        self.walk = walk
         self.root = os.path.realpath(root) if root else ""
         if self.root == "/":
             self.root = ""

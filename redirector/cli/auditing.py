@@ -50,7 +50,7 @@ def _gather(app: App, ports: tuple[int, ...], root: str, everywhere: bool) -> Fa
         raise Refused(f"{printable(root)} {NO_FILE_SYSTEM}", "name the root folder of an image or a copy")
     if root and app.netns:
         raise Usage("--root has files only: it goes without --netns")
-    tree = Tree(root, everywhere)
+    tree = Tree(root, "everywhere" if everywhere else "usual")
     if not tree.live:
         return survey.below(tree)
     app.enter_namespace()
@@ -77,7 +77,7 @@ def explain(app: App, port: int, user: str, binary: str, client: str, protocol: 
         progress("reading the host")
         who = asking.user(user)
         app.enter_namespace()
-        facts = survey.running_system(app.history(), (port,), Tree(), walk=False)
+        facts = survey.running_system(app.history(), (port,), Tree(walk="nowhere"))
         tried = asking.attempt(port, who, binary, protocol, facts)
         packets = asking.packets(port, protocol, _canonical(client))
         progress("comparing")

@@ -132,8 +132,13 @@ class TestTheChain:
     def test_what_was_taken_out_of_the_kernel_is_no_rule(self, lab: Lab, product: Product) -> None:
         product.apply(WEB + mapping("other", 81, 8081))
         lab.host.run("nft", "delete", "element", "inet", "redirector", "ports", "{ tcp . 80 }")
-        assert chain(audit(product, 80), 80)["rules"] == []
+        found = audit(product, 80)
+        assert chain(found, 80)["rules"] == []
+        (drifted,) = [one for one in found["findings"] if one["id"] == "R-drifted"]
+        assert "web" in drifted["message"]
         assert chain(audit(product, 81), 81)["rules"] != []
+        product.apply(WEB + mapping("other", 81, 8081))
+        assert "R-drifted" not in {one["id"] for one in audit(product, 80)["findings"]}
 
     def test_a_shadowed_server_and_a_target_of_the_wrong_owner(self, lab: Lab, product: Product) -> None:
         product.apply(mapping("web", 80, 8080, owner="daemon", exclusive=True))

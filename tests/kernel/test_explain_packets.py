@@ -200,6 +200,18 @@ def test_the_prediction_is_what_happens(name: str, lab: Lab, product: Product) -
         assert (told["port"], told["pid"]) == (case.reached, os.getpid())
 
 
+def test_a_mapping_that_the_kernel_no_longer_has_decides_nothing(lab: Lab, product: Product) -> None:
+    product.apply(WEB + mapping("staff", 80, 8090, source="192.0.2.0/24"))
+    for port in (8080, 8090):
+        lab.host.serve("tcp", "0.0.0.0", port)
+    product.lab.host.run("nft", "flush", "map", "inet", "redirector", "arriving_from_192.0.2.0/24_ports")
+    answer = lab.client.ask_tcp(HOST[0], 80)
+    assert isinstance(answer, Answered)
+    (told,) = product.json("explain", "80", "--from", CLIENT[0])["clients"]
+    assert (told["port"], told["sure"]) == (answer.port, False)
+    assert answer.port == 8080
+
+
 def test_without_a_client_there_is_one_here_and_one_outside_for_each_family(lab: Lab, product: Product) -> None:
     product.apply(mapping("web", 80, 8080, local=False))
     lab.host.serve("tcp", "0.0.0.0", 8080)

@@ -16,6 +16,9 @@ from redirector.others import overlap, spans, without
 
 def find(facts: Facts) -> Iterator[Finding]:
     """Rule by rule; a question that several rules of a port answer together is put to all of them."""
+    if facts.drift:
+        message = f"our mappings are not in force as they were applied: {printable(facts.drift)}"
+        yield Finding("R-drifted", ERROR, message, ("redirector status tells how; mend it by: redirector apply",))
     for rule in facts.of(Rule):
         if rule.address or rule.target == rule.ports:  # to somebody else, or an exemption
             continue

@@ -18,6 +18,7 @@ from redirector.audit.tree import Tree
 from redirector.records import NamedTuple
 
 FOLDERS = ("/usr/bin", "/usr/sbin", "/usr/local", "/usr/lib", "/usr/libexec", "/bin", "/sbin", "/opt", "/srv")
+WALKS = {"usual": FOLDERS, "everywhere": ("/",), "nowhere": ()}
 # Where packages and administrators say what a file should have.
 DECLARING = ("/var/lib/dpkg/info/*.postinst", "/etc/apt/apt.conf.d/*", "/etc/rc.local", "/etc/cron.d/*")
 _SETCAP = re.compile(r"\bsetcap\s+(?:-\S+\s+)*['\"]?(cap_[A-Za-z_,=+eip-]+)['\"]?\s+['\"]?(/[^\s'\";&|)]+)")
@@ -42,7 +43,7 @@ class Declared(NamedTuple):
 def gather(tree: Tree) -> Iterator[object]:
     """Rows of Capable and Declared."""
     seen: set[str] = set()
-    for folder in ("/",) if tree.everywhere else FOLDERS:
+    for folder in WALKS[tree.walk]:
         inside = tree.inside(folder)
         if inside in seen or any(inside.startswith(f"{other}/") for other in seen):
             continue

@@ -14,7 +14,7 @@ from redirector.audit.mechanisms.addresses import endpoint
 from redirector.audit.tree import Tree
 
 MAIN = ("/etc/nginx/nginx.conf", "/usr/local/nginx/conf/nginx.conf")
-DEPTH = 16
+DEPTH = 64  # of blocks and of includes; nginx itself has few kinds of blocks that nest
 UDP = ("udp", "quic")
 
 
@@ -50,8 +50,8 @@ def _block(
             address, port = endpoint(args[0], 80)
             if port:
                 yield ProxyListen("nginx", address, port, "udp" if set(args[1:]) & set(UDP) else "tcp", where)
-        elif "block" in one:
-            inner = list(_block(tree, path, folder, one["block"], name == "server", depth))
+        elif "block" in one and depth < DEPTH:
+            inner = list(_block(tree, path, folder, one["block"], name == "server", depth + 1))
             yield from inner
             # A server of http without a listen has port 80, where nginx starts as root (ngx_http_core_module).
             if name == "server" and not args and not inner and not _has(one["block"], ("listen", "include")):
