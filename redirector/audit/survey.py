@@ -129,6 +129,7 @@ def _rules(history: History, failures: list[str]) -> _Rules:
 def _ours(history: History) -> _Rules:
     import contextlib
 
+    from redirector.diagnose import IPTABLES_PRIORITY
     from redirector.history import Record
     from redirector.plan import make_plan
     from redirector.reconcile import desired_program
@@ -144,7 +145,7 @@ def _ours(history: History) -> _Rules:
     plan = make_plan(desired_program(ruleset, record.purged), program) if record else None
     names = [change.mapping or "its structure" for change in plan.changes] if plan else []
     hooks = [chain.hook for chain in program.chains.values() if chain.hook and chain.hook.type == "nat"]
-    priority = hooks[0].priority if hooks else ruleset.settings.priority
+    priority = hooks[0].priority if hooks and backend.name == "nftables" else IPTABLES_PRIORITY
     where = places(Tree(), record.origin if record else "")
     rules = list(nat.of_program(program, ruleset, priority, where))
     return _Rules(rules, [], record.ruleset if record else None, ", ".join(dict.fromkeys(names)))

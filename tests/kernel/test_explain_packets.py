@@ -200,6 +200,19 @@ def test_the_prediction_is_what_happens(name: str, lab: Lab, product: Product) -
         assert (told["port"], told["pid"]) == (case.reached, os.getpid())
 
 
+@pytest.mark.parametrize(("priority", "reached"), [(-105, 9090), (-95, 8080)])
+def test_rules_of_ours_in_iptables_have_its_priority(priority: int, reached: int, lab: Lab) -> None:
+    with Product(lab, "iptables-nft") as product:
+        product.apply(WEB)
+        nft("prerouting", "tcp dport 80 redirect to :9090", priority)(lab)
+        for port in (8080, 9090):
+            lab.host.serve("tcp", "0.0.0.0", port)
+        answer = lab.client.ask_tcp(HOST[0], 80)
+        assert isinstance(answer, Answered)
+        (told,) = product.json("explain", "80", "--from", CLIENT[0])["clients"]
+        assert (answer.port, told["port"], told["sure"]) == (reached, reached, True)
+
+
 def test_a_mapping_that_the_kernel_no_longer_has_decides_nothing(lab: Lab, product: Product) -> None:
     product.apply(WEB + mapping("staff", 80, 8090, source="192.0.2.0/24"))
     for port in (8080, 8090):
