@@ -2,6 +2,7 @@
 
 import os
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,22 @@ class TestTree:
         tree = Tree(str(tmp_path))
         assert [tree.read("/fifo"), tree.read("/"), tree.read("/nothing"), tree.read("/\0")] == [None] * 4
 
+    def test_a_root_by_a_link_of_proc(self, tmp_path: Path) -> None:
+        """As a container's: the link reads "/", and leads elsewhere."""
+        Files(tmp_path).file("/etc/passwd", "inside").link("/etc/link", "/etc/passwd")
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, cwd=tmp_path) as running:
+            tree = Tree(f"/proc/{running.pid}/cwd")
+            assert not tree.live
+            assert tree.read("/etc/link") == "inside"
+            assert tree.real("/etc/link") == f"/proc/{running.pid}/cwd/etc/passwd"
+
     def test_patterns(self, tmp_path: Path) -> None:
         files = Files(tmp_path).file("/etc/s/b.conf").file("/etc/s/a.conf").file("/etc/s/.c.conf").file("/etc/s/d")
         assert list(Tree(str(files.root)).matching("/etc/*/*.conf")) == ["/etc/s/a.conf", "/etc/s/b.conf"]
 
     def test_the_root_folder_is_the_running_system(self) -> None:
         assert Tree("/").live
+        assert Tree("/proc/self/root").live
         assert Tree("").live
 
 

@@ -16,14 +16,13 @@ LARGEST = 4 << 20  # bytes of a configuration file that are read
 
 
 class Tree:
-    """`root` "" is the running system: only that has processes, sockets and sysctls. `walk`: in
-    which folders programs are looked for: "usual" ones, "everywhere", "nowhere"."""
+    """`root` "" is the running system: only that has processes, sockets and sysctls. `walk`: in which folders programs
+    are looked for: "usual" ones, "everywhere", "nowhere". Raises OSError for a root that is not there."""
 
     def __init__(self, root: str = "", walk: str = "usual") -> None:
         self.walk = walk
-        self.root = os.path.realpath(root) if root else ""
-        if self.root == "/":
-            self.root = ""
+        # As it is named: /proc/PID/root, by which a container's files can be seen, reads as a link to "/".
+        self.root = os.path.abspath(root) if root and not os.path.samefile(root, "/") else ""
 
     @property
     def live(self) -> bool:
