@@ -34,7 +34,8 @@ if [ -z "$$missing" ]; then \
 	fi
 endef
 
-.PHONY: setup packages boot-packages demo test faults fuzz stress boot-test lint bench clean always
+.PHONY: setup packages boot-packages bench-packages demo test faults fuzz stress boot-test lint bench bench-full \
+	bench-figures clean always
 
 setup: packages $(STAMP)
 
@@ -66,10 +67,21 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --strict redirector tests vagrant
+	MYPYPATH=bench $(VENV)/bin/mypy --strict bench/*.py bench/experiments/*.py
 	$(VENV)/bin/lint-imports
 
+# About three minutes; the table, the numbers and the charts go to build/bench. Root only.
 bench: setup
-	$(VENV)/bin/python bench/bench.py
+	$(VENV)/bin/python bench/bench.py $(ARGS)
+
+# Every experiment, at every size, with more rounds, next to firewalld and all proxies: half an hour or so. It writes
+# docs/bench, and from that the figures of README.md and docs/. Let nothing else run meanwhile. Root only.
+bench-full: setup bench-packages
+	$(VENV)/bin/python bench/bench.py --full --out docs/bench --publish $(ARGS)
+
+# The figures once more, from what docs/bench has: after a change of the pages around them.
+bench-figures: setup
+	$(VENV)/bin/python bench/bench.py --out docs/bench --republish
 
 # The distribution's own python3 is the one that can have the nftables binding: tests run it as a child process.
 packages:
@@ -99,6 +111,15 @@ boot-packages:
 	command -v mkfs.ext4 >/dev/null || missing="$$missing e2fsprogs"; \
 	$(INSTALL)
 
+# Never installed: the packages would start a firewall and web servers on this machine. See bench/peers.py.
+BENCH_PACKAGES := firewalld dbus-daemon socat haproxy nginx libnginx-mod-stream
+bench-packages:
+	@command -v apt-get >/dev/null || { echo "no apt-get: programs that are missing are not measured" >&2; exit 0; }; \
+	mkdir -p .bench-packages/archives/partial && cd .bench-packages && apt-get -q update; \
+	apt-get -q -y --no-install-recommends --download-only -o Dir::Cache::archives="$$PWD/archives" \
+		install $(BENCH_PACKAGES) && \
+	for archive in archives/*.deb; do [ ! -e "$$archive" ] || dpkg-deb -x "$$archive" root || exit 1; done
+
 # The lock holds for the build of our own package, too: pip builds in a place apart, which knows no -c, only the
 # environment (PIP_CONSTRAINT up to pip 25.2, PIP_BUILD_CONSTRAINT from there on).
 $(STAMP): pyproject.toml constraints.txt $(shell $(VENV)/bin/python -c '' 2>/dev/null || echo always) | packages
@@ -119,4 +140,4 @@ $(STAMP): pyproject.toml constraints.txt $(shell $(VENV)/bin/python -c '' 2>/dev
 
 clean:
 	rm -rf $(VENV) dist build fuzz-failures .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
-		vagrant/.boot-test
+		vagrant/.boot-test .bench-packages

@@ -9,6 +9,7 @@ how many map entries there were. Start-up, parsing and compiling are done before
     encode   the part of it that is no system call: plan and encode
     observe  read the whole table back, rules, maps, counters and all
     change   plan from what is there (observed before, unmeasured) to the other file's Program, and commit that
+    send     the part of it that is the transaction: encode, send, wait for the kernel
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Engine:
         self._programs = [compile_ruleset(mappings.load(path)) for path in (file, other)]
 
     def jobs(self) -> dict[str, Callable[[], dict[str, float]]]:
-        return {"commit": self.commit, "encode": self.encode, "observe": self.observe, "change": self.change}
+        found = (self.commit, self.encode, self.observe, self.change, self.send)
+        return {job.__name__: job for job in found}
 
     def commit(self) -> dict[str, float]:
         """The table must be absent."""
@@ -57,6 +59,18 @@ class Engine:
         before = self._backend.observe()
         self._programs.reverse()
         return timed(lambda: self._carry_out(self._programs[0], before.program, before.genid))
+
+    def send(self) -> dict[str, float]:
+        """As `change`."""
+        before = self._backend.observe()
+        self._programs.reverse()
+        plan = make_plan(self._programs[0], before.program)
+
+        def work() -> int:
+            self._backend.commit(plan.steps, before.genid)
+            return entries(plan.desired)
+
+        return timed(work)
 
     def _carry_out(self, desired: Program, observed: Program | None, genid: int) -> int:
         plan = make_plan(desired, observed)

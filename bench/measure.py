@@ -103,12 +103,21 @@ class Place:
         self.state = os.path.join(folder, "state")
         self.folder = folder
 
-    def run(self, argv: Sequence[str], output: str = os.devnull, expect: int = 0) -> Sample:
-        """Run a command to its end; its output goes to the file `output`. Raises Failed for another exit status."""
+    def run(
+        self,
+        argv: Sequence[str],
+        output: str = os.devnull,
+        expect: int = 0,
+        environ: dict[str, str] | None = None,
+    ) -> Sample:
+        """Run a command to its end; its output goes to the file `output`, `environ` is put over our environment.
+
+        Raises Failed for another exit status.
+        """
         with open(output, "wb") as out, open(self._complaints, "wb") as complaints:
             before = time.perf_counter()
             child = self._namespace.popen(
-                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=complaints, env=self._environ
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=complaints, env=self._environ | (environ or {})
             )
             _, status, usage = os.wait4(child.pid, 0)
             seconds = time.perf_counter() - before
@@ -127,6 +136,33 @@ class Place:
         """A child to talk with, line by line; it should end when its standard input does."""
         pipe = subprocess.PIPE
         return self._namespace.popen(argv, stdin=pipe, stdout=pipe, env=self._environ, text=True)
+
+    @contextmanager
+    def daemon(self, argv: Sequence[str], environ: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+        """A process that runs as long as the block; what it says goes to the file `daemon` in our folder."""
+        with open(os.path.join(self.folder, "daemon"), "ab") as said:
+            child = self._namespace.popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                env=self._environ | (environ or {}),
+                start_new_session=True,
+            )
+        try:
+            yield child
+        finally:
+            child.terminate()
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    def said(self) -> str:
+        """The last line of what our daemons said."""
+        with open(os.path.join(self.folder, "daemon"), encoding="utf-8", errors="replace") as file:
+            return "".join(file.readlines()[-1:]).strip()
 
     def listen(self, port: int) -> socket.socket:
         """Something that listens there, on every address."""

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from measure import Samples, Spread, own_peak
-
-import redirector
+from measure import Samples, Spread
 
 MIB = 1 << 20
 
@@ -76,14 +70,35 @@ def peak_ratio(what: str, ours: Samples, theirs: Samples, *, limit: float | None
 
 
 @dataclass(slots=True)
+class Chart:
+    """Lines of (number, Spread) for chart.py; charts of one name become one picture.
+
+    The names of the axes say what is counted, and the unit that a second times `factor` is in.
+    """
+
+    name: str
+    title: str
+    across: str
+    up: str
+    factor: float = 1
+    lines: dict[str, list[tuple[int, Spread]]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Section:
-    """One experiment: series that took turns, what is to be judged of them, and remarks."""
+    """One experiment: series that took turns, what is to be judged of them, remarks, and charts.
+
+    `floor`: the measuring process's own peak memory, in bytes, below which those of its children cannot be told (see
+    measure.own_peak).
+    """
 
     name: str
     title: str
     series: dict[str, Samples] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
+    floor: int = 0
 
 
 @dataclass(slots=True)
@@ -103,10 +118,32 @@ class Report:
                 "series": {name: _samples_json(samples) for name, samples in section.series.items()},
                 "comparisons": [asdict(c) | {"verdict": c.verdict.replace("*", "")} for c in section.comparisons],
                 "notes": section.notes,
+                "charts": [asdict(chart) for chart in section.charts],
+                "floor": section.floor,
             }
             for section in self.sections
         ]
         return {"machine": self.machine, "sections": sections, "failures": self.failures}
+
+    @classmethod
+    def read(cls, data: dict[str, Any]) -> Report:
+        """What `json` gave, read back."""
+        sections = [
+            Section(
+                found["name"],
+                found["title"],
+                {name: _samples(spent) for name, spent in found["series"].items()},
+                [_comparison(spent) for spent in found["comparisons"]],
+                found["notes"],
+                [_chart(spent) for spent in found["charts"]],
+                found["floor"],
+            )
+            for found in data["sections"]
+        ]
+        return cls(data["machine"], sections, data["failures"])
+
+    def section(self, name: str) -> Section | None:
+        return next((found for found in self.sections if found.name == name), None)
 
     def markdown(self) -> str:
         return "\n".join(self._lines()) + "\n"
@@ -117,43 +154,61 @@ class Report:
         yield from (f"- {name}: {value}" for name, value in self.machine.items())
         yield ""
         comparisons = [found for section in self.sections for found in section.comparisons]
-        yield "| | median | least | CPU, median | target | |"
-        yield "|---|--:|--:|--:|--:|---|"
-        for found in comparisons:
-            limit = "" if found.limit is None else f"≤ {found.limit:g} {found.unit}".rstrip()
-            values = " | ".join(_value(value, found.unit) for value in (found.median, found.least, found.cpu))
-            yield f"| {found.what} | {values} | {limit} | {found.verdict} |"
+        yield from judged(comparisons)
         yield ""
-        yield from self._summary(comparisons)
+        yield from self.summary()
         for section in self.sections:
             yield ""
             yield f"## {section.title}"
             if section.series:
                 yield ""
-                yield "| ms, least · median · greatest | runs | wall clock | CPU | peak, MiB |"
-                yield "|---|--:|--:|--:|--:|"
-            for name, samples in section.series.items():
-                peak = _peak(samples.peak.high)
-                clock, cpu = _milliseconds(samples.seconds), _milliseconds(samples.cpu)
-                yield f"| {name} | {samples.runs} | {clock} | {cpu} | {peak} |"
+                yield from series(section)
             yield from (f"\n{note}" for note in section.notes)
 
-    def _summary(self, comparisons: list[Comparison]) -> Iterator[str]:
-        judged = [found for found in comparisons if found.limit is not None]
-        missed = [f"{found.what}: {found.verdict.replace('*', '')}" for found in judged if found.missed]
-        yield f"Targets met: {len(judged) - len(missed)} of {len(judged)}." + (
-            f" The others: {'; '.join(missed)}." if missed else ""
-        )
-        rivals = [found for found in comparisons if found.peer]
-        lost = [f"{found.what} ({found.median:.2f} ×, CPU {_value(found.cpu, '×')})" for found in rivals if found.lost]
+    def targets(self) -> Iterator[str]:
+        """Which are missed."""
+        judged = [found for section in self.sections for found in section.comparisons if found.limit is not None]
+        missed = [found for found in judged if found.missed]
+        yield f"Targets met: {len(judged) - len(missed)} of {len(judged)}." + " The others:" * bool(missed)
+        yield ""
+        yield from (f"- {found.what}: {found.verdict.replace('*', '')}" for found in missed)
+
+    def summary(self) -> Iterator[str]:
+        """Which targets are missed, where a peer wins, and what did not run."""
+        yield from self.targets()
+        rivals = [found for section in self.sections for found in section.comparisons if found.peer]
+        lost = [found for found in rivals if found.lost]
         if rivals:
             yield ""
             yield (
-                "Where the other program wins: " + "; ".join(lost) if lost else "The other program wins nowhere"
-            ) + "."
+                "Where the other program wins, in one way of looking at it at least:"
+                if lost
+                else ("The other program wins nowhere.")
+            )
+            yield ""
+            yield from (f"- {found.what} ({found.median:.2f} ×, CPU {_value(found.cpu, '×')})" for found in lost)
         for failure in self.failures:
             yield ""
             yield f"**Did not run:** {failure}"
+
+
+def judged(comparisons: list[Comparison]) -> Iterator[str]:
+    """A table of them."""
+    yield "| | median | least | CPU, median | target | |"
+    yield "|---|--:|--:|--:|--:|---|"
+    for found in comparisons:
+        limit = "" if found.limit is None else f"≤ {found.limit:g} {found.unit}".rstrip()
+        values = " | ".join(_value(value, found.unit) for value in (found.median, found.least, found.cpu))
+        yield f"| {found.what} | {values} | {limit} | {found.verdict} |"
+
+
+def series(section: Section) -> Iterator[str]:
+    """A table of what each case cost; of peaks within its floor only the bound is told."""
+    yield "| ms, least · median · greatest | runs | wall clock | CPU | peak, MiB |"
+    yield "|---|--:|--:|--:|--:|"
+    for name, samples in section.series.items():
+        clock, cpu = _milliseconds(samples.seconds), _milliseconds(samples.cpu)
+        yield f"| {name} | {samples.runs} | {clock} | {cpu} | {peak(samples.peak.high, section.floor)} |"
 
 
 def _value(number: float | None, unit: str) -> str:
@@ -167,49 +222,24 @@ def _milliseconds(spread: Spread) -> str:
     return " · ".join(f"{seconds * 1000:.{digits}f}" for seconds in spread)
 
 
-def _peak(size: float) -> str:
-    """Peak memory in MiB; of one that may be inherited from the process that measures, only the bound."""
-    return f"{'≤ ' * (size <= own_peak())}{size / MIB:.1f}" if size else ""
+def peak(size: float, floor: int) -> str:
+    """Peak memory in MiB, the bound where it may be the measuring process's own, "" where it was not measured."""
+    return f"{'≤ ' * (size <= floor)}{max(size, floor * (size <= floor)) / MIB:.1f}" if size else ""
 
 
 def _samples_json(samples: Samples) -> dict[str, Any]:
     return {name: value._asdict() if isinstance(value, Spread) else value for name, value in samples._asdict().items()}
 
 
-def machine(folder: str) -> dict[str, str]:
-    """The machine in words; `folder` is where state and rules lie."""
-    threads = len(os.sched_getaffinity(0))
-    nft = subprocess.run(["nft", "--version"], check=True, capture_output=True, text=True).stdout.strip()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    return {
-        "CPU": f"{_cpu_model()}, {threads} of {os.cpu_count()} usable; {memory:.1f} GiB",
-        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "file system": _file_system(folder),
-        "Python": f"{platform.python_version()} ({platform.python_implementation()})",
-        "peer": nft,
-        "redirector": redirector.__version__,
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "load before": load(),
-    }
+def _samples(data: dict[str, Any]) -> Samples:
+    seconds, cpu, size = (Spread(**data[name]) for name in ("seconds", "cpu", "peak"))
+    return Samples(seconds, cpu, size, data["runs"])
 
 
-def load() -> str:
-    return " ".join(f"{value:.2f}" for value in os.getloadavg())
+def _comparison(data: dict[str, Any]) -> Comparison:
+    return Comparison(**{name: value for name, value in data.items() if name != "verdict"})
 
 
-def _cpu_model() -> str:
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
-
-
-def _file_system(folder: str) -> str:
-    """The type of the file system that holds `folder` (proc(5), mounts)."""
-    best = ("", "unknown")
-    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            _, point, kind, *_ = line.split(" ")
-            inside = os.path.commonpath((point, os.path.realpath(folder))) == point
-            if inside and len(point) >= len(best[0]):
-                best = (point, kind)
-    return best[1]
+def _chart(data: dict[str, Any]) -> Chart:
+    lines = {name: [(at, Spread(*spread)) for at, spread in line] for name, line in data["lines"].items()}
+    return Chart(**data | {"lines": lines})

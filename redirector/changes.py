@@ -89,9 +89,11 @@ def changes(desired: Program | None, observed: Program | None) -> Iterator[Chang
         if before == after:
             kept.update(mapping for _, mapping in after.values())
             continue
-        kept.update(value[1] for key, value in after.items() if before.get(key) == value)
-        _collect(gone, name, kind, {k: v for k, v in before.items() if after.get(k) != v})
-        _collect(new, name, kind, {k: v for k, v in after.items() if before.get(k) != v})
+        if before:
+            kept.update(value[1] for key, value in after.items() if before.get(key) == value)
+            _collect(gone, name, kind, {k: v for k, v in before.items() if after.get(k) != v})
+            after = {k: v for k, v in after.items() if before.get(k) != v}
+        _collect(new, name, kind, after)
     miscounted = _miscounted(want, have)
     for mapping in order | dict.fromkeys((*gone, *miscounted)):
         if mapping not in new and mapping not in gone and mapping not in miscounted:
@@ -124,6 +126,8 @@ def _collect(into: dict[str, list[Route]], name: str, kind: str, entries: Entrie
     found = naming.parse_port_map(name)
     rewrite = found.rewrite if found else "port"
     places: dict[str, dict[int, tuple[Any, ...]]] = {}
+    if all(isinstance(key, int) for key in entries):  # nearly always, and there may be many
+        places, entries = {"": entries}, {}
     for key, value in entries.items():
         if isinstance(key, int):
             places.setdefault("", {})[key] = value

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from redirector.backends.iptables.rules import KEEP
 from redirector.backends.nftables.backend import kernel_fault
 from redirector.errors import Unavailable, printable
-from redirector.host.firewalls import RESERVED, Firewalls, Saved, tool_names
+from redirector.host.firewalls import RESERVED, Firewalls, tool_names
+from redirector.host.listings import Saved
 from redirector.naming import TABLE
 from redirector.records import NamedTuple
 

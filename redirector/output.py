@@ -108,7 +108,7 @@ def merged(routes: Iterable[Route]) -> list[str]:
     "tcp, udp 53 → 5353", "tcp 80, 90-99 → 9090", "tcp 80 → 8080 from 10.0.0.0/8, from fd00::/8".
     """
     rows = [_Row((r.protocol,), (str(r.ports),), (r.where,), r.target, r.rewrite) for r in routes]
-    for joined in ("protocols", "ports", "places"):
+    for joined in ("protocols", "ports", "places") if len(rows) > 1 else ():
         grouped: dict[_Row, _Row] = {}
         for row in rows:
             shifted = row.target is not None and row.target.size > 1

@@ -182,20 +182,28 @@ def references(rule: Rule) -> str | None:
 
 
 def runs(entries: dict[int, tuple[Any, ...]]) -> Iterator[tuple[str, int, Ports, Ports]]:
-    """(mapping, protocol number, ports, targets) of entries by port key, neighbours joined where they can be: those of
-    one mapping whose targets are all the same, or go up by one with the ports."""
+    """(mapping, protocol number, ports, targets) of entries by port key: see `spans`."""
+    for mapping, first, last, target, final in spans(entries):
+        yield mapping, first >> 16, Ports(first & 0xFFFF, last & 0xFFFF), Ports(target, final)
+
+
+def spans(entries: dict[int, tuple[Any, ...]]) -> Iterator[tuple[str, int, int, int, int]]:
+    """(mapping, first port key, last, first target, last) of entries by port key, neighbours joined where they can be:
+    those of one mapping whose targets are all the same, or go up by one with the ports. In the order of the keys."""
     first = last = target = final = -1
     owner = ""
     step = None  # between targets, 0 or 1; known from a run's second entry on
-    for key, (value, mapping, *_) in sorted(entries.items()):
-        delta = value - final
-        if key == last + 1 and mapping == owner and delta in (0, 1) and step in (None, delta) and key & 0xFFFF:
-            last, final, step = key, value, delta
-            continue
+    for key in sorted(entries):
+        value, mapping = entries[key][:2]
+        if key == last + 1 and mapping == owner and key & 0xFFFF:
+            delta = value - final
+            if delta in (0, 1) and step in (None, delta):
+                last, final, step = key, value, delta
+                continue
         if first >= 0:
-            yield owner, first >> 16, Ports(first & 0xFFFF, last & 0xFFFF), Ports(target, final)
+            yield owner, first, last, target, final
         first = last = key
         target = final = value
         owner, step = mapping, None
     if first >= 0:
-        yield owner, first >> 16, Ports(first & 0xFFFF, last & 0xFFFF), Ports(target, final)
+        yield owner, first, last, target, final

@@ -15,9 +15,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from functools import cache
 
 from redirector import proving
-from redirector.backends.base import Backend, OutcomeDoubtful, Overtaken, Snapshot
+from redirector.backends.base import Backend, OutcomeDoubtful, Overtaken, Snapshot, Supposed
 from redirector.compile import compile_ruleset
 from redirector.errors import NotFound, OutcomeUnknown, RedirectorError, Refused, RolledBack, TryAgain, printable
 from redirector.history import History, Record, Unreadable
@@ -81,8 +82,20 @@ def desired_program(ruleset: Ruleset, purge: bool = False) -> Program | None:
     return None if purge else compile_ruleset(ruleset)
 
 
-def plan_for(ruleset: Ruleset, snapshot: Snapshot, *, purge: bool = False, replace_foreign: bool = False) -> Plan:
-    """What would lead from the snapshot to the ruleset. Raises Refused for a table that is not ours."""
+def _recorded(current: Record | Unreadable | None) -> Program | None:
+    return desired_program(current.ruleset, current.purged) if isinstance(current, Record) else None
+
+
+def plan_for(
+    ruleset: Ruleset,
+    snapshot: Snapshot,
+    *,
+    purge: bool = False,
+    replace_foreign: bool = False,
+    compiled: Supposed | None = None,
+) -> Plan:
+    """What would lead from the snapshot to the ruleset; `compiled` gives the Program of that, where it is needed
+    elsewhere, too. Raises Refused for a table that is not ours."""
     if isinstance(snapshot, Known) and not purge:
         return plan_from(snapshot, ruleset)
     observed = snapshot.program
@@ -93,10 +106,21 @@ def plan_for(ruleset: Ruleset, snapshot: Snapshot, *, purge: bool = False, repla
             hint = "end that process: the kernel lets nobody else change its table, and it goes with it"
             raise Refused(message, hint if held else "rename or remove it, or insist with --replace-foreign")
         observed = Program({}, {}, 0, ("what somebody else made of the table",))
-    desired = desired_program(ruleset, purge)
+    desired = compiled() if compiled else desired_program(ruleset, purge)
     if desired is not None and not ruleset.enabled and observed is None:
         desired = None  # nothing to drain: no table is as good as an empty one
     return make_plan(desired, observed)
+
+
+def look(
+    backend: Backend, history: History, ruleset: Ruleset, *, replace_foreign: bool = False
+) -> tuple[Snapshot, Plan]:
+    """Observe, where what the kernel holds is not known, and plan for that. Raises Refused for a table that is not
+    ours."""
+    compiled = cache(lambda: desired_program(ruleset))
+    backend.suppose(compiled)
+    snapshot = proving.known(backend, history) or backend.observe()
+    return snapshot, plan_for(ruleset, snapshot, replace_foreign=replace_foreign, compiled=compiled)
 
 
 def change(backend: Backend, history: History, wish: Wish) -> Outcome:
@@ -137,6 +161,8 @@ def _change(backend: Backend, history: History, wish: Wish, disarm: list[Callabl
     deadline = time.monotonic() + SECONDS
     overwritten = False
     known = None if wish.verify else proving.known(backend, history)
+    compiled = cache(lambda: desired_program(wish.ruleset, wish.purge))
+    backend.suppose(compiled, lambda: _recorded(current))
     for _ in range(ATTEMPTS):
         try:
             snapshot = known or backend.observe()
@@ -150,7 +176,9 @@ def _change(backend: Backend, history: History, wish: Wish, disarm: list[Callabl
             raise
         if wish.expected and not overwritten and program_digest(snapshot.program) != wish.expected:
             raise TryAgain("the kernel's redirects have changed since this plan was made", "plan again")
-        plan = plan_for(wish.ruleset, snapshot, purge=wish.purge, replace_foreign=wish.replace_foreign)
+        plan = plan_for(
+            wish.ruleset, snapshot, purge=wish.purge, replace_foreign=wish.replace_foreign, compiled=compiled
+        )
         known, trusted = None, known is not None
         if plan or not wish.ruleset.enabled:
             wish.judge(wish.ruleset, plan, snapshot)
@@ -182,10 +210,11 @@ def _carry_out(
 ) -> Outcome:
     """Commit one plan and record it. Raises Overtaken where somebody else was faster."""
     known = current if isinstance(current, Record) else None
-    same = known is not None and (wish.ruleset, wish.purge, backend.name) == (
-        known.ruleset,
-        known.purged,
-        known.backend,
+    # Without a table it is all the same which backend has none.
+    same = (
+        known is not None
+        and (wish.ruleset, wish.purge) == (known.ruleset, known.purged)
+        and (wish.purge or backend.name == known.backend)
     )
     nothing_ever = current is None and plan.desired is None and not plan
     if same or nothing_ever:
@@ -243,7 +272,7 @@ def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> i
     """One transaction, if there is anything to do, and the proof that it happened: the genid at which what was wanted
     is in force. Raises Overtaken, Refused, OutcomeUnknown."""
     if not plan:
-        return snapshot.genid
+        return snapshot.proven
     doubt = ""
     try:
         backend.commit(plan.steps, snapshot.genid)
@@ -255,7 +284,7 @@ def _commit(backend: Backend, plan: Plan, snapshot: Snapshot, verify: bool) -> i
                 return _after(snapshot.genid)
     found = _read_back(backend)
     if not make_plan(plan.desired, found.program) and not found.foreign:
-        return found.genid
+        return found.proven
     if doubt and found.program == snapshot.program:
         raise Refused(f"the kernel did not take the transaction ({printable(doubt)}); nothing was changed", "try again")
     raise _Overwritten

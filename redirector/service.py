@@ -9,18 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import subprocess
 from collections.abc import Mapping
 
 from redirector import store
 from redirector.errors import NotPermitted, Refused, Unavailable, printable
-from redirector.host import systemd
+from redirector.host import children, systemd
 from redirector.unit import AFTERWARDS, MARK, NAME, STAND_IN, WANTED_BY
 
 FOLDER = "/etc/systemd/system"  # systemd.unit(5): units that the administrator installed
 MODE = 0o644  # systemd's tools read units as anybody
 SECONDS = 60.0  # for systemctl
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
 def path(root: str = "", name: str = NAME) -> str:
@@ -143,16 +141,10 @@ def _unwritable(error: OSError) -> NotPermitted | Refused:
 def _systemctl(*arguments: str) -> None:
     """Raises Unavailable with what systemctl complained of."""
     try:
-        done = subprocess.run(
-            ["/usr/bin/systemctl", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=ENVIRONMENT,
-            timeout=SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unavailable(f"systemctl {arguments[0]}: {printable(str(error))}") from None
-    if done.returncode:
-        told = printable(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
+        done = children.run(["/usr/bin/systemctl", *arguments], SECONDS)
+    except OSError as error:
+        reason = str(error) or f"it did not end within {SECONDS:.0f} s"
+        raise Unavailable(f"systemctl {arguments[0]}: {printable(reason)}") from None
+    if done.code:
+        told = printable(done.complaint.strip().rpartition("\n")[2])
         raise Unavailable(f"systemctl {arguments[0]} failed: {told}", f"the units are in {FOLDER}")

@@ -17,9 +17,11 @@ from redirector.report import Drift, Status
 def status(backend: Backend, history: History, *, waiting: bool = False) -> Status:
     """Compare the kernel with the last applied generation; `waiting` tells that it is still to be confirmed."""
     current = history.current()
+    record = current if isinstance(current, Record) else None
+    desired = desired_program(record.ruleset, record.purged) if record else None
+    backend.suppose(lambda: desired)
     snapshot = backend.observe()
     connections = count_connections(snapshot)
-    record = current if isinstance(current, Record) else None
     head, mappings = (proving.head(record), record.ruleset.mappings) if record else (None, None)
 
     def make(state: str, drift: Iterable[Drift] = (), note: str = "") -> Status:
@@ -39,12 +41,11 @@ def status(backend: Backend, history: History, *, waiting: bool = False) -> Stat
         return make("drifted", [Drift("structure", None, detail)])
     if snapshot.program is None and (record.purged or not record.ruleset.enabled):
         return make("absent" if record.purged else "drained")
-    desired = desired_program(record.ruleset, record.purged)
     plan = make_plan(desired, snapshot.program)
     if plan:
         gone = [Drift("structure", None, "the table is gone")] if snapshot.program is None else []
         return make("drifted", [*gone, *(_drift(c) for c in plan.changes)], _elsewhere(backend, record))
-    proven = proving.prove(backend, history, record, snapshot.genid, proving.capacities(snapshot))
+    proven = proving.prove(backend, history, record, snapshot.proven, proving.capacities(snapshot))
     return make("in-sync" if record.ruleset.enabled else "drained")._replace(proof=proven)
 
 

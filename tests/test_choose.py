@@ -2,10 +2,11 @@
 
 import pytest
 
-from redirector.backends.iptables import rules, save
+from redirector.backends.iptables import rules, save, tree
 from redirector.choose import Choice, choose, missing, nat_users, ours, users
 from redirector.errors import Unavailable
-from redirector.host.firewalls import RESERVED, Firewalls, NftChain, Saved, rule_texts, tool_names
+from redirector.host.firewalls import RESERVED, Firewalls, NftChain, tool_names
+from redirector.host.listings import Saved, rule_texts
 
 MODERN, OLD = "6.1.0-18-amd64", "4.19.0-26-amd64"
 TOOLS = {name: f"/usr/sbin/{name}" for kind in ("iptables-nft", "iptables-legacy") for name in tool_names(kind)}
@@ -146,7 +147,7 @@ def test_rules_of_ours_are_nobodys_company() -> None:
     assert ours(host) == ("nftables", "iptables-legacy")
     assert nat_users(host, "iptables-legacy") == ()
     assert nat_users(host, "iptables-nft", "nftables") == ()
-    assert RESERVED == rules.PREFIX
+    assert RESERVED == tree.PREFIX
 
 
 def test_who_is_there() -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from redirector.choose import Choice
 from redirector.diagnose import findings
 from redirector.findings import Finding
-from redirector.host.firewalls import Firewalls, Listed, NftChain, Saved
+from redirector.host.firewalls import Firewalls, NftChain
+from redirector.host.listings import Listed, Saved
 from redirector.model import Mapping, Ports, Ruleset, Settings
 from redirector.others import ALL, Question, follow, overlap, saved, spans, without
 from redirector.others.openings import opening
@@ -38,12 +39,15 @@ def native(*rules: Any, policy: str = "drop", **sets: Any) -> Listed:
     return Listed("inet", "f", tuple(objects), {i: json.dumps(rule) for i, rule in enumerate(rules, 1)})
 
 
+DEFAULTS = Settings()
+
+
 def found(
     *mappings: Mapping,
     saved: tuple[Saved, ...] = (),
     listed: tuple[Listed, ...] = (),
     choice: Choice = NFT,
-    settings: Settings = Settings(),  # noqa: B008 (it is immutable)
+    settings: Settings = DEFAULTS,
     **host: Any,
 ) -> list[Finding]:
     host = {"tools": TOOLS, **host}

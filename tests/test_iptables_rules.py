@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redirector.backends.iptables import reading, rules
-from redirector.backends.iptables.save import SavedRule, SavedTable
+from redirector.backends.iptables import tree as trees
+from redirector.backends.iptables.save import Saved, SavedRule, SavedTable
 from redirector.backends.iptables.script import script
 from redirector.compile import compile_ruleset
 from redirector.model import FAMILIES, Ruleset, Settings
@@ -15,9 +16,9 @@ from redirector.program import Program
 from tests.strategies import mapping, rulesets
 
 
-def saved(program: Program | None) -> reading.Saved:
+def saved(program: Program | None) -> Saved:
     """What iptables-save would tell of a program."""
-    found: reading.Saved = {}
+    found: Saved = {}
     for family in FAMILIES:
         tables = rules.encode(program, family)
         found[family] = {
@@ -45,7 +46,7 @@ def many(count: int, **more: object) -> Ruleset:
 def test_many_ports_are_a_tree_and_come_back() -> None:
     program = compiled(many(5000, protocol=("tcp", "udp")))
     tables = rules.encode(program, "ipv4")
-    assert max(len(texts) for texts in tables["nat"].values()) <= rules.FLAT + rules.FAN
+    assert max(len(texts) for texts in tables["nat"].values()) <= trees.FLAT + trees.FAN
     assert sum(len(texts) for texts in tables["nat"].values()) < 2 * 10000 * 1.2 + 10
     assert reading.decode(saved(program)) == program
 
@@ -94,7 +95,7 @@ def test_what_updates_lead_to_is_written_as_what_is_new(before: Ruleset, after: 
 def restored(tables: dict[str, SavedTable], text: str) -> rules.Tables:
     """What iptables-restore --noflush makes of the tables."""
     found = {name: {c: [rule.text for rule in kept] for c, kept in t.rules.items()} for name, t in tables.items()}
-    chains: rules.Chains = {}
+    chains: trees.Chains = {}
     for line in text.splitlines():
         words = re.sub(r"^\[\d+:\d+\] ", "", line).split(" ", 3)
         match words:

@@ -197,7 +197,7 @@ def test_a_link_that_others_may_replace_is_refused(folder: Path) -> None:
 
 def test_a_file_in_tmp_is_safe_though_everybody_may_write_there(tmp_path: Path) -> None:
     """The system's own /tmp, if it is as it should be; pytest's folders in it are 0700."""
-    status = os.stat("/tmp")  # noqa: S108
+    status = os.stat("/tmp")
     assert status.st_mode & 0o1777 == 0o1777
     assert len(read(str(put(tmp_path / "m.toml")), insist=False)) == 1
 

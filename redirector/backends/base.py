@@ -5,7 +5,7 @@ A backend turns a Plan's steps into its own form, and the kernel's state into a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 from typing import Protocol
@@ -26,6 +26,9 @@ class OutcomeDoubtful(Exception):
     """The transaction was sent, and no answer tells what became of it: read back."""
 
 
+Supposed = Callable[[], Program | None]  # made where it is needed
+
+
 _NONE: Counters = MappingProxyType({})
 
 
@@ -33,13 +36,20 @@ class Snapshot(NamedTuple):
     """What was observed: `program` is None where our table is absent.
 
     `genid` is the kernel's generation number at which it was true. `foreign` says in words what has our name and why
-    it is not ours ("" where it is, or there is none). `counters` is (packets, bytes) by counter.
+    it is not ours ("" where it is, or there is none). `counters` is (packets, bytes) by counter. `seen` is the
+    generation number of nf_tables all through the reading, where that is nothing to commit against; 0 is unknown.
     """
 
     program: Program | None
     genid: int
     foreign: str = ""
     counters: Counters = _NONE
+    seen: int = 0
+
+    @property
+    def proven(self) -> int:
+        """The generation number at which this is so, as a proof has it; 0 where nothing tells."""
+        return self.genid or self.seen
 
     @property
     def occupied(self) -> bool:
@@ -51,6 +61,10 @@ class Backend(Protocol):
     """One of several ways into the kernel. Raises errors.Unavailable, errors.NotPermitted; OSError for the rest."""
 
     name: str
+
+    def suppose(self, *programs: Supposed) -> None:
+        """What the kernel may well hold, the likeliest first. Where it does, to the letter, a backend may observe in
+        less time; anything else is read as ever."""
 
     def observe(self) -> Snapshot:
         """The state of our table, consistent within one generation."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from itertools import count
 
-from redirector.backends.base import Overtaken, Snapshot
+from redirector.backends.base import Overtaken, Snapshot, Supposed
 from redirector.model import Ruleset
 from redirector.plan import DeleteTable, Step, perform
 from redirector.program import Program
@@ -50,6 +50,9 @@ class MemoryBackend:
     def fail(self, error: Exception, *, after: bool = False) -> None:
         """Let the next commit raise `error`: before it takes effect, or after."""
         self._failure = (error, after)
+
+    def suppose(self, *programs: Supposed) -> None:
+        pass
 
     def observe(self) -> Snapshot:
         return Snapshot(self.program, self.generation, self.foreign)

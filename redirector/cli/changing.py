@@ -72,8 +72,7 @@ def apply(
         history = app.history()
         judge = app.judge(insist)
         if dry_run:
-            snapshot = backend.observe()
-            found = reconcile.plan_for(ruleset, snapshot, replace_foreign=insist["replace_foreign"])
+            snapshot, found = reconcile.look(backend, history, ruleset, replace_foreign=insist["replace_foreign"])
             if found:
                 judge(ruleset, found, snapshot)
                 backend.check(found.steps)

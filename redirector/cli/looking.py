@@ -55,9 +55,8 @@ def plan(app: App, file: str, out: str | None, replace_foreign: bool) -> int:
         backend = app.backend_of(ruleset, files)
         progress("reading the kernel's tables")
         app.settle(backend, app.history())
-        snapshot = backend.observe()
+        snapshot, found = reconcile.look(backend, app.history(), ruleset, replace_foreign=replace_foreign)
         progress("comparing")
-        found = reconcile.plan_for(ruleset, snapshot, replace_foreign=replace_foreign)
         findings = app.findings_of(ruleset, found, snapshot)
     if out:
         from redirector import saved
@@ -117,7 +116,7 @@ def _proven(folder: str) -> Status | None:
     from redirector.report import by_proof
 
     found = proof.load(folder)
-    if found is None or found.backend != "nftables":
+    if found is None:
         return None
     try:
         with contextlib.closing(Place()) as place:

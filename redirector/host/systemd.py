@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 
 SECONDS = 10.0  # for a transient service to stand; whoever waits for it holds the lock
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
 def booted() -> bool:
@@ -27,22 +26,12 @@ def start_transient(name: str, argv: Sequence[str], properties: Sequence[str], e
 
     Root is all that it takes: systemd-run then talks to process 1 directly, without D-Bus. Raises OSError.
     """
-    import subprocess
+    from redirector.host import children
 
     options = [f"--property={value}" for value in properties]
     options += [f"--setenv={key}={value}" for key, value in environment.items()]
     command = [argv[0], *(argument.replace("$", "$$") for argument in argv[1:])]  # or systemd takes it for a variable
-    try:
-        done = subprocess.run(
-            ["/usr/bin/systemd-run", "--quiet", "--collect", f"--unit={name}", *options, "--", *command],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            cwd="/",
-            env=ENVIRONMENT,
-            timeout=SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise TimeoutError from None
-    if done.returncode:
-        raise OSError(0, done.stderr.decode(errors="replace").strip())
+    told = ["/usr/bin/systemd-run", "--quiet", "--collect", f"--unit={name}", *options, "--", *command]
+    done = children.run(told, SECONDS)
+    if done.code:
+        raise OSError(0, done.complaint.strip())

@@ -153,7 +153,8 @@ def _declared(rules: dict[str, list[tuple[str, int]]], named: set[str]) -> Itera
 
 def _guards(filters: chains.Chains, family: str) -> tuple[set[tuple[str, str]], list[Leftover]]:
     """The names of mappings whose targets our chain in the filter table guards, and rules there that are not ours."""
-    from redirector.backends.iptables.rules import GUARD, GUARDED, PREFIX
+    from redirector.backends.iptables.rules import GUARD, GUARDED
+    from redirector.backends.iptables.tree import PREFIX
 
     left: list[Leftover] = []
     names: set[tuple[str, str]] = set()

@@ -10,6 +10,7 @@ import os
 from redirector.backends.iptables import commands
 from redirector.backends.iptables.save import Unparsable
 from redirector.errors import NotPermitted, Refused, Unavailable
+from redirector.host.xtables import PROGRAMS
 from redirector.importers import iptables_save
 from redirector.importers.found import Findings, Text
 
@@ -24,7 +25,7 @@ def read(_text: Text) -> Findings:
     used = []
     for variant in VARIANTS:
         before = len(found.entries)
-        for family, program in commands.PROGRAMS.items():
+        for family, program in PROGRAMS.items():
             name = f"{program}-{variant}-save"
             try:
                 tables = commands.read(variant, [family])[family]
@@ -39,7 +40,7 @@ def read(_text: Text) -> Findings:
                 raise iptables_save.unreadable(name, error) from None
             found.add(iptables_save.of_tables(tables, name, family))
         used += [variant] if len(found.entries) > before else []
-    if len(missing) == len(VARIANTS) * len(commands.PROGRAMS):
+    if len(missing) == len(VARIANTS) * len(PROGRAMS):
         raise missing[0]
     if len(used) > 1:
         found.hints.append("both variants of iptables have rules that redirect: those of nft are taken to come first")

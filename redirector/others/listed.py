@@ -5,7 +5,7 @@ Whatever is not understood makes its rule uncertain: nothing here trusts the sha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from redirector.others import ALL, Base, Clause, Spans, Table, overlap, spans, without
@@ -46,29 +46,30 @@ def table(family: str, name: str, objects: tuple[Any, ...], texts: Mapping[int, 
     return Table("nftables", family, name, bases, {chain: tuple(rules) for chain, rules in chains.items()})
 
 
-def _bodies(objects: tuple[Any, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for one in objects:
-        for kind, body in one.items() if isinstance(one, dict) else ():
-            if isinstance(body, dict):
-                yield kind, body
+def _items(objects: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """(kind, body) of each of nft's objects: mostly dictionaries of one item."""
+    return (item for one in objects if isinstance(one, dict) for item in one.items())
+
+
+def _bodies(objects: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((kind, body) for kind, body in _items(objects) if isinstance(body, dict))
 
 
 def clauses(statements: list[Any], text: str, sets: Mapping[str, Elements]) -> list[Clause]:
     """The clauses of a rule: one for each verdict of a verdict map; none where it decides nothing."""
     clause = Clause("", text)
     try:
-        for statement in statements:
-            for kind, body in statement.items() if isinstance(statement, dict) else ():
-                if kind == "match":
-                    clause = _match(clause, body, sets)
-                elif kind == "vmap":
-                    return list(_verdict_map(clause, body, sets))
-                elif kind in ("dnat", "redirect") or (kind == "xt" and _is_nat_target(body)):
-                    return [_nat(clause, body, sets)._replace(verdict="nat")]
-                elif kind in VERDICTS or kind in ("jump", "goto"):
-                    return [_verdict(clause, kind, body)]
-                elif kind not in NEUTRAL:
-                    clause = clause._replace(certain=False)
+        for kind, body in _items(statements):
+            if kind == "match":
+                clause = _match(clause, body, sets)
+            elif kind == "vmap":
+                return list(_verdict_map(clause, body, sets))
+            elif kind in ("dnat", "redirect") or (kind == "xt" and _is_nat_target(body)):
+                return [_nat(clause, body, sets)._replace(verdict="nat")]
+            elif kind in VERDICTS or kind in ("jump", "goto"):
+                return [_verdict(clause, kind, body)]
+            elif kind not in NEUTRAL:
+                clause = clause._replace(certain=False)
     except _Never:
         pass
     return []
@@ -195,11 +196,7 @@ def _equal(clause: Clause, left: Any, values: Elements) -> Clause:
     place = _place(left)
     protocol, _, field = place.partition(" ")
     if field == "dport" and protocol in (*PROTOCOLS, "th"):
-        found = _ports(values)
-        clause = _only(clause, PROTOCOLS & {protocol} if protocol != "th" else PROTOCOLS)
-        if found is None:
-            return clause._replace(certain=False)
-        return clause._replace(ports=found if clause.ports is None else overlap(clause.ports, found))
+        return _at_ports(clause, protocol, _ports(values))
     if place in ("meta l4proto", "ip protocol", "ip6 nexthdr"):
         clause = _only(clause, PROTOCOLS & {v for v in values if isinstance(v, str)})
         return _family(clause, {protocol} if protocol != "meta" else set(FAMILIES))
@@ -232,11 +229,7 @@ def _unequal(clause: Clause, left: Any, values: Elements) -> Clause:
     protocol, _, field = place.partition(" ")
     if field == "dport" and protocol in (*PROTOCOLS, "th"):
         found = _ports(values)
-        clause = _only(clause, PROTOCOLS & {protocol} if protocol != "th" else PROTOCOLS)
-        if found is None:
-            return clause._replace(certain=False)
-        rest = without(ALL, found)
-        return clause._replace(ports=rest if clause.ports is None else overlap(clause.ports, rest))
+        return _at_ports(clause, protocol, None if found is None else without(ALL, found))
     if place in ("meta l4proto", "ip protocol"):
         return _only(clause, PROTOCOLS - {v for v in values if isinstance(v, str)})
     if place in ("meta iif", "meta iifname"):
@@ -252,6 +245,14 @@ def _unequal(clause: Clause, left: Any, values: Elements) -> Clause:
             raise _Never
         return clause
     return clause._replace(certain=False)
+
+
+def _at_ports(clause: Clause, protocol: str, found: Spans | None) -> Clause:
+    """The clause where a port of `protocol` ("th": of any) is one of those found; None: nobody knows which."""
+    clause = _only(clause, PROTOCOLS & {protocol} if protocol != "th" else PROTOCOLS)
+    if found is None:
+        return clause._replace(certain=False)
+    return clause._replace(ports=found if clause.ports is None else overlap(clause.ports, found))
 
 
 def _only(clause: Clause, protocols: frozenset[str]) -> Clause:

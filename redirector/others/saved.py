@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from redirector.backends.iptables.rules import PREFIX
 from redirector.backends.iptables.save import SavedRule, SavedTable, words
+from redirector.backends.iptables.tree import PREFIX
 from redirector.others import ALL, Base, Clause, Spans, Table, spans, without
 
 # iptables' own chains and the priorities of their hooks (linux/netfilter_ipv4.h: NF_IP_PRI_NAT_DST, NF_IP_PRI_FILTER);

@@ -71,7 +71,7 @@ def bounded(seconds: float) -> Iterator[None]:
 
 
 def made(target: Target, seed: str, number: int) -> Case:
-    return target.make(random.Random(f"{seed}/{target.name}/{number}"))  # noqa: S311 - it is to be repeatable
+    return target.make(random.Random(f"{seed}/{target.name}/{number}"))
 
 
 def tried(target: Target, case: Case, seconds: float = SECONDS) -> str:

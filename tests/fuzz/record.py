@@ -81,7 +81,9 @@ def scenes(lab: Lab) -> list[Scene]:
         def hear(name: str, asks: str, text: str, ask: Callable[[], Case]) -> None:
             found.append(Scene(name, asks, text, ask()))
 
-        observe = lambda: _observed(lab)  # noqa: E731
+        def observe() -> Case:
+            return _observed(lab)
+
         hear("absent", "observe", EVERY, observe)
         for name in ("web", "dns"):
             text = (RULES / f"{name}.toml").read_text(encoding="utf-8").replace("version = 1", "", 1)

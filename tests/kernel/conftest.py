@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from redirector.backends.iptables import commands
 from redirector.backends.opening import NAMES
 from redirector.host.namespaces import Namespace
 from redirector.host.privileges import become_user_namespace_root
+from tests.kernel.iptables import Programs
 from tests.kernel.lab import Lab
 from tests.kernel.product import Product
 
@@ -76,8 +78,33 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield built
 
 
-@pytest.fixture(params=NAMES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Whoever wants the product gets it on each backend, or on those of its mark `backends`: why these alone, the
+    module's docstring tells."""
+    mark = metafunc.definition.get_closest_marker("backends")
+    for name in {"product", "shared_product"}.intersection(metafunc.fixturenames):
+        metafunc.parametrize(name, mark.args if mark else NAMES, indirect=True)
+
+
+@pytest.fixture
 def product(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Product]:
-    """The product, on each of the backends. What is about one of them alone has a fixture of its own."""
-    with Product(lab, request.param) as made:
+    """The product on a backend, in a lab of the test's own; "nftables/read" reads everything each time."""
+    name, read, _ = request.param.partition("/")
+    with Product(lab, name, trusting=not read) as made:
         yield made
+
+
+@pytest.fixture
+def programs(product: Product, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    """What this process runs instead of iptables' own programs: those, until a test puts others there."""
+    made = Programs(tmp_path / "programs", product.backend.name)
+    monkeypatch.setattr(commands, "FOLDERS", made.folders)
+    return made
+
+
+@pytest.fixture(scope="module")
+def shared_product(request: pytest.FixtureRequest, shared_lab: Lab) -> Iterator[Product]:
+    """The product on a backend, one for all tests of a module; nothing of it is left for the next backend."""
+    with Product(shared_lab, request.param) as made:
+        yield made
+        made.remove(purge=True)

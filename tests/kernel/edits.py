@@ -50,7 +50,7 @@ def edited(mappings: list[Mapping], chance: random.Random) -> list[Mapping]:
 
 def edits_end_where_a_fresh_apply_does(product: Product, counting: Noting, count: int) -> None:
     """`count` applies, each of a ruleset that one mapping tells from the one before; hardly any reads the kernel."""
-    chance = random.Random(7)  # noqa: S311 (the same edits each time)
+    chance = random.Random(7)
     mappings: list[Mapping] = []
     for _ in range(count):
         mappings = edited(mappings, chance)

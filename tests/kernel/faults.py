@@ -18,30 +18,22 @@ each fault: everything is put back as it was before, the real command runs under
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from redirector import pending, reconcile
-from redirector.errors import RedirectorError
 from redirector.history import Record
-from redirector.host.privileges import become_user_namespace_root
 from redirector.model import Ruleset
 from redirector.plan import make_plan
 from redirector.program import Program
 from tests.kernel.lab import Lab
 from tests.kernel.product import Product, mapping, ruleset
 from tests.kernel.strace import NETLINK, Call, Fault, calls
+from tests.kernel.trial import PUT_BACK, UNCHANGED, UNKNOWN, Ended, afterwards, aimed, run_out, try_every
 from tests.kernel.watchdogs import watchdogs
 from tests.waiting import leave_waiting
 
 SECONDS = 10.0  # in which every run ends
-AIMS = 3
 # Process 1 is a shell, which does not wait for a watchdog that comes to be its child.
 ALONE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", '"$@"; exit $?', "sh")
 LONG = 3600.0  # to confirm in; nothing here waits for it
@@ -60,9 +52,6 @@ ERRORS = {
 LOOKING = ("newfstatat", "getdents64", "read", "pread64", "close")
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGPIPE")
 
-UNCHANGED = (1, 7, 64, 69, 75, 77, 78)
-PUT_BACK = 5
-UNKNOWN = 6
 INTERRUPTED = 130
 
 
@@ -83,13 +72,6 @@ class Held(NamedTuple):
         return self[1:5] if dead else self[1:]
 
 
-class Ended(NamedTuple):
-    """How a command ended: `code` as subprocess has it, None where it had to be killed after SECONDS."""
-
-    code: int | None
-    told: str
-
-
 class Scenario(NamedTuple):
     """`command` ({old}, {new}: mapping files) from what `prepare` makes of an empty namespace and state folder.
 
@@ -100,6 +82,10 @@ class Scenario(NamedTuple):
     command: tuple[str, ...]
     prepare: Callable[[Product], None]
     errors: bool = True
+
+    @property
+    def title(self) -> str:
+        return self.name
 
 
 def _nothing(product: Product) -> None:
@@ -211,7 +197,6 @@ class Rig:
         self.command = lab.command(*(part.format(**self.files) for part in scenario.command))
         self._template = os.path.join(os.path.dirname(lab.state_dir), "template")
         self._log = os.path.join(os.path.dirname(lab.state_dir), "strace.log")
-        self._told = os.path.join(os.path.dirname(lab.state_dir), "told")
         self._empty()
         self.programs = {self._applied(text): self._program() for text in texts.values()}
         self._empty()
@@ -229,26 +214,21 @@ class Rig:
             self.faults = list(faults_at(list(calls(log, lab.state_dir)), errors=scenario.errors))
 
     def try_fault(self, fault: Fault) -> list[str]:
-        """Let it happen; what is wrong with what comes of it.
+        """Let it happen; what is wrong with what comes of it."""
 
-        A call is known by its number, and on a busy machine that may shift (a lock is asked for once more): what missed
-        its place is tried again, within bounds.
-        """
-        for aim in range(AIMS):
+        def once() -> tuple[Ended, bool]:
             self.reset()
             ended = self.run(["-yy", *fault.arguments()])
             with open(self._log, encoding="utf-8", errors="replace") as log:
-                happened = fault.happened(log.read(), self.lab.state_dir)
-            if happened or aim == AIMS - 1:
-                return self._wrong(fault, ended, happened=happened)
-        raise AssertionError
+                return ended, fault.happened(log.read(), self.lab.state_dir)
 
-    def _wrong(self, fault: Fault, ended: Ended, *, happened: bool) -> list[str]:
+        ended, missed = aimed(once)
+        return self._wrong(fault, ended, missed)
+
+    def _wrong(self, fault: Fault, ended: Ended, missed: list[str]) -> list[str]:
         """What is wrong with what there is now."""
         found = self.look()
-        wrong = judge(fault, ended, self.before, self.after, found)
-        if not happened:
-            wrong.append("the fault did not happen where it was meant to")
+        wrong = judge(fault, ended, self.before, self.after, found) + missed
         wrong += self._status(found)
         wrong += self._next_apply(found)
         return [f"{self.scenario.name}: {fault}: {what}; exit {ended.code}: {ended.told.strip()}" for what in wrong]
@@ -256,18 +236,8 @@ class Rig:
     def run(self, options: list[str]) -> Ended:
         """The command, under strace, and alone in a process namespace: what it finds in /proc is then always the same,
         and so are the numbers of its calls. A watchdog that it leaves ends with it."""
-        argv = [*ALONE, "strace", "-o", self._log, *options, *self.command]
-        with open(self._told, "w+", encoding="utf-8", errors="replace") as told:
-            # A group of its own, to be killed as a whole: what strace has let go of would run on, unharmed.
-            streams = {"stdin": subprocess.DEVNULL, "stdout": told, "stderr": told, "process_group": 0}
-            with self.lab.host.namespace.popen(argv, env=self.lab.environment(), **streams) as child:
-                try:
-                    code = _ended(child.wait(SECONDS))
-                except subprocess.TimeoutExpired:
-                    code = None
-                    os.killpg(child.pid, signal.SIGKILL)
-            told.seek(0)
-            return Ended(code, told.read())
+        ended = run_out(self.lab, [*ALONE, "strace", "-o", self._log, *options, *self.command], SECONDS)
+        return ended if ended.code is None else ended._replace(code=_ended(ended.code))
 
     def look(self) -> Held:
         """What there is now."""
@@ -332,13 +302,7 @@ class Rig:
         ended = self.lab.redirector("apply", self.files["next"])
         if ended.returncode or self._program() != self.programs[ruleset(NEXT)]:
             wrong.append(f"the next apply ends with {ended.returncode}: {ended.stderr}")
-        try:
-            state = self.product.status().state
-        except RedirectorError as error:
-            state = error.message
-        left = [name for _, _, names in os.walk(self.lab.state_dir) for name in names]
-        stale = [name for name in left if name.endswith(".tmp") or name == pending.NOTE]
-        return [*wrong, *([f"and then it is {state}, not in sync"] if state != "in-sync" else []), *stale]
+        return wrong + afterwards(self.product)
 
     def _code(self, *args: str) -> int:
         return self.lab.redirector(*args).returncode
@@ -362,16 +326,8 @@ class Rig:
         os.mkdir(self.lab.state_dir, 0o700)
 
 
-def try_all(scenario: Scenario) -> tuple[Counter[str], list[str]]:
-    """Every fault of a scenario: how many there were of each kind, and what was wrong."""
-    with tempfile.TemporaryDirectory() as folder, Lab(os.path.join(folder, "state")) as lab:
-        rig = Rig(lab, scenario)
-        wrong = []
-        for fault in rig.faults:
-            wrong += rig.try_fault(fault)
-        wrong += rig.close()
-        kinds = ("kills" if f.what == "SIGKILL" else "other signals" if f.signal else "errors" for f in rig.faults)
-        return Counter(kinds), wrong
+def kind(fault: Fault) -> str:
+    return "kills" if fault.what == "SIGKILL" else "other signals" if fault.signal else "errors"
 
 
 def _ended(status: int) -> int:
@@ -379,24 +335,9 @@ def _ended(status: int) -> int:
     return 128 - status if status > 128 and status != INTERRUPTED else status
 
 
-def _figures(tried: Counter[str]) -> str:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tried.items()))
-    return f"{tried.total()} faults ({kinds})"
-
-
 def main() -> None:
     """Every fault of every scenario; ends with 1 where something was wrong."""
-    if os.geteuid():
-        become_user_namespace_root()
-    wrong: list[str] = []
-    total: Counter[str] = Counter()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for scenario, (tried, found) in zip(SCENARIOS, pool.map(try_all, SCENARIOS), strict=True):
-            print(f"{scenario.name}: {_figures(tried)}", *found, sep="\n  ", flush=True)  # noqa: T201
-            total += tried
-            wrong += found
-    print(f"{_figures(total)}; {len(wrong)} wrong")  # noqa: T201
-    sys.exit(1 if wrong else 0)
+    try_every(SCENARIOS, Rig, kind)
 
 
 if __name__ == "__main__":

@@ -17,26 +17,19 @@ started. Afterwards:
 import os
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
-from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from redirector.backends.iptables import commands, reading, rules, script
-from redirector.errors import RedirectorError
+from redirector.backends.iptables import commands, reading, rules, save, script
 from redirector.history import Record
-from redirector.host.privileges import become_user_namespace_root
 from redirector.model import FAMILIES
 from tests.kernel.iptables import VARIANTS, program
 from tests.kernel.lab import PATH, Lab
 from tests.kernel.product import Product, mapping
-from tests.kernel.strace import Call, Fault, calls
+from tests.kernel.strace import Call, Fault, calls, numbered
+from tests.kernel.trial import PUT_BACK, UNCHANGED, UNKNOWN, Ended, afterwards, aimed, run_out, try_every
 
 SECONDS = 30.0  # in which every run ends
-AIMS = 3
 OLD = mapping("web", 80, 8080, exclusive=True) + mapping("dns", 53, 5353, protocol=["tcp", "udp"])
 NEW = mapping("web", 80, 8081) + mapping("ssl", 443, 8443, exclusive=True)
 NEXT = mapping("web", 80, 8082)
@@ -48,10 +41,7 @@ CHILD = ("sendto", "sendmsg", "recvmsg", "setsockopt", "getsockopt", "flock")
 FAILING = ("sendto", "sendmsg", "setsockopt", "recvmsg")
 ERRORS = ("ENOMEM", "EPERM", "EAGAIN")
 LOST = ("ENOBUFS", "EINTR", "ENOMEM")  # instead of an answer
-UNCHANGED = (1, 7, 64, 69, 75, 77, 78)
-PUT_BACK, UNKNOWN = 5, 6
 
-_CALL = re.compile(r"(\w+)\((.*)")
 APART = 'mount --bind "$1" /usr/sbin; mount -t tmpfs tmpfs /run; shift; exec "$@"'
 
 Held = dict[str, rules.Tables]
@@ -64,6 +54,10 @@ class Scenario(NamedTuple):
     backend: str
     command: tuple[str, ...]
     before: tuple[str, ...] = (OLD,)
+
+    @property
+    def title(self) -> str:
+        return f"{self.backend}, {self.name}"
 
 
 SCENARIOS = tuple(
@@ -89,25 +83,14 @@ class Place(NamedTuple):
 
     def happened(self, log: str) -> bool:
         """Whether the log of its strace shows it."""
-        lines = log.splitlines()
-        if not self.fault.signal:
-            return any("(INJECTED)" in line and line.startswith(f"{self.fault.call.name}(") for line in lines)
-        at = next((i for i, line in enumerate(lines) if "killed by SIGKILL" in line), 0)
-        made = [found[1] for found in map(_CALL.match, lines[:at]) if found]
-        return made[-1:] == [self.fault.call.name]
+        return self.fault.struck(log).startswith(f"{self.fault.call.name}(")
 
 
 def of_command(log: list[str], folder: str) -> Iterator[Place]:
     """Kills of the command, from its first child on."""
-    counts: Counter[str] = Counter()
     known = {(call.name, call.number): call for call in calls(log, folder)}
     begun = False
-    for line in log:
-        found = _CALL.match(line)
-        if not found:
-            continue
-        name, arguments = found.groups()
-        counts[name] += 1
+    for name, arguments, counts in numbered(log):
         number = counts[name]
         call = known.get((name, number))
         if name in COMMAND or (name in PIPES and re.match(r"\d+<pipe:", arguments)):
@@ -121,27 +104,17 @@ def of_child(log: list[str], name: str, start: int) -> Iterator[Place]:
     """Kills and errors of one child. One that only reads is killed once for each kind of call; of the many calls that
     are alike each gets another error, and what writes gets every one."""
     reads = name.endswith("save")
-    counts: Counter[str] = Counter()
-    for line in log:
-        found = _CALL.match(line)
-        if not found or found[1] not in CHILD:
+    for made, _, counts in numbered(log):
+        if made not in CHILD:
             continue
-        counts[found[1]] += 1
-        call = Call(found[1], counts[found[1]], "child", "rules")
+        call = Call(made, counts[made], "child", "rules")
         if not reads or call.number == 1:
             yield Place(Fault(call, "SIGKILL"), name, start)
-        if found[1] in FAILING:
-            errors = LOST if found[1] == "recvmsg" else ERRORS
+        if made in FAILING:
+            errors = LOST if made == "recvmsg" else ERRORS
             one = (errors[call.number % len(errors)],)
-            alike = found[1] in ("sendto", "recvmsg")
+            alike = made in ("sendto", "recvmsg")
             yield from (Place(Fault(call, error), name, start) for error in (one if alike else errors))
-
-
-class Ended(NamedTuple):
-    """`code` is None where it had to be killed after SECONDS."""
-
-    code: int | None
-    told: str
 
 
 class Rig:
@@ -169,22 +142,21 @@ class Rig:
         ended = self.run(None)
         assert ended.code == 0, ended.told
         self.after = self.held()
-        self.places = list(self._places())
-        assert {place.program for place in self.places} > {"", self._name("ipv4", "restore")}
+        self.faults = list(self._places())
+        assert {place.program for place in self.faults} > {"", self._name("ipv4", "restore")}
 
-    def try_place(self, place: Place) -> list[str]:
-        """Let it happen; what is wrong with what comes of it. What missed its place is tried again, within bounds."""
-        ended, happened = Ended(None, ""), False
-        for _ in range(AIMS):
+    def try_fault(self, place: Place) -> list[str]:
+        """Let it happen; what is wrong with what comes of it."""
+
+        def once() -> tuple[Ended, bool]:
             self.reset()
             ended = self.run(place)
-            happened = place.happened(self._log(place.program, place.start))
-            if happened:
-                break
-        wrong = [] if happened else ["the fault did not happen where it was meant to"]
-        wrong += self._judge(place, ended)
-        wrong += self._next_apply()
-        return [f"{self._title}: {place}: {what}; exit {ended.code}: {ended.told.strip()}" for what in wrong]
+            return ended, place.happened(self._log(place.program, place.start))
+
+        ended, wrong = aimed(once)
+        wrong = [*wrong, *self._judge(place, ended), *self._next_apply()]
+        title = self.scenario.title
+        return [f"{title}: {place}: {what}; exit {ended.code}: {ended.told.strip()}" for what in wrong]
 
     def run(self, place: Place | None) -> Ended:
         """The command, with a fault; without one every call of it and of its children is noted."""
@@ -198,16 +170,7 @@ class Rig:
             file.write(f"{place.program} {place.start}\n" if place else "all\n")
         argv = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", APART, "sh", self._bin]
         argv += ["strace", "-yy", "-o", f"{self._logs}/the-command.0", *own, *self._command]
-        with open(f"{self._home}/told", "w+", encoding="utf-8", errors="replace") as told:
-            streams = {"stdin": subprocess.DEVNULL, "stdout": told, "stderr": told}
-            with self.lab.host.namespace.popen(argv, env=self.lab.environment(), **streams) as child:
-                try:
-                    code = child.wait(SECONDS)
-                except subprocess.TimeoutExpired:
-                    code = None
-                    child.kill()
-            told.seek(0)
-            ended = Ended(code, told.read())
+        ended = run_out(self.lab, argv, SECONDS)
         with self.product.history.locked():  # which a child that outlives the command holds
             return ended
 
@@ -221,12 +184,9 @@ class Rig:
         shutil.copytree(f"{self._home}/template", self.lab.state_dir)
         self._write(self.before)
 
-    def close(self) -> None:
+    def close(self) -> list[str]:
         self.product.close()
-
-    @property
-    def _title(self) -> str:
-        return f"{self.scenario.backend}, {self.scenario.name}"
+        return []
 
     def _judge(self, place: Place, ended: Ended) -> Iterator[str]:
         found, current = self.held(), self.product.history.current()
@@ -259,14 +219,7 @@ class Rig:
         done = self.lab.host.namespace.run(self._next, env=self.lab.environment(), text=True, timeout=SECONDS)
         if done.returncode or self.held() != self.next:
             yield f"the next apply ends with {done.returncode}: {done.stderr}"
-        try:
-            state = self.product.status().state
-        except RedirectorError as error:
-            state = error.message
-        if state != "in-sync":
-            yield f"and then it is {state}"
-        left = [name for _, _, names in os.walk(self.lab.state_dir) for name in names]
-        yield from (f"{name} is left" for name in left if name.endswith(".tmp"))
+        yield from afterwards(self.product)
 
     def _places(self) -> Iterator[Place]:
         yield from of_command(self._log("", 0).splitlines(), self.lab.state_dir)
@@ -309,7 +262,7 @@ class Rig:
                     )
                 os.chmod(path, 0o700)
 
-    def _read(self) -> reading.Saved:
+    def _read(self) -> save.Saved:
         variant = self.scenario.backend.removeprefix("iptables-")
         return self.lab.host.namespace.call(commands.read, variant, FAMILIES)
 
@@ -322,33 +275,13 @@ class Rig:
                 self.lab.host.namespace.call(commands.restore, variant, family, text)
 
 
-def try_all(scenario: Scenario) -> tuple[Counter[str], list[str]]:
-    """Every fault of a scenario: how many there were of each kind, and what was wrong."""
-    with tempfile.TemporaryDirectory() as folder, Lab(os.path.join(folder, "state")) as lab:
-        rig = Rig(lab, scenario)
-        wrong = [message for place in rig.places for message in rig.try_place(place)]
-        rig.close()
-        return Counter(kind(place) for place in rig.places), wrong
-
-
 def kind(place: Place) -> str:
     return f"{'kills' if place.fault.signal else 'errors'} of {'a child' if place.program else 'the command'}"
 
 
 def main() -> None:
     """Every fault of every scenario; ends with 1 where something was wrong."""
-    if os.geteuid():
-        become_user_namespace_root()
-    wrong: list[str] = []
-    total: Counter[str] = Counter()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for scenario, (tried, found) in zip(SCENARIOS, pool.map(try_all, SCENARIOS), strict=True):
-            title = f"{scenario.backend}, {scenario.name}: {tried.total()} faults {dict(tried)}"
-            print(title, *found, sep="\n  ", flush=True)  # noqa: T201
-            total += tried
-            wrong += found
-    print(f"{total.total()} faults {dict(total)}; {len(wrong)} wrong")  # noqa: T201
-    sys.exit(1 if wrong else 0)
+    try_every(SCENARIOS, Rig, kind)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class Machine:
         """Hears SCTP packets that reach this machine's own addresses; a context manager."""
         return SctpEar(self.namespace)
 
-    def run(self, *argv: str, input: str | None = None, env: Mapping[str, str] | None = None) -> str:  # noqa: A002
+    def run(self, *argv: str, input: str | None = None, env: Mapping[str, str] | None = None) -> str:  # noqa: A002 - as below
         """What a command prints, run here. Raises AssertionError with what it complained of if it fails."""
         environment = {**os.environ, "PATH": PATH, **(env or {})}
         done = self.namespace.run(argv, input=input, text=True, env=environment, timeout=COMMAND_TIMEOUT)

@@ -9,19 +9,28 @@ import os
 import subprocess
 from typing import Any, Self, cast
 
+import pytest
+
 from redirector import mappings, proof, reconcile
 from redirector import status as against
 from redirector.backends.base import Backend
-from redirector.backends.opening import open_backend
+from redirector.backends.opening import NAMES, open_backend
 from redirector.history import History
 from redirector.host.namespaces import Namespace
 from redirector.model import Ruleset
 from redirector.reconcile import Origin, Outcome, Wish
 from redirector.report import Status
 from redirector.source import SourceFile
+from tests.kernel.admin import admin
 from tests.kernel.lab import Lab, Machine
 
 ORIGIN = Origin("apply", "a test", "tests")
+
+# Marks (see conftest). What is no matter of the backend is tested on one.
+on_each = pytest.mark.backends(*NAMES)
+READ = "nftables/read"  # each time everything is read, as where nothing is proven
+on_nftables = pytest.mark.backends("nftables")
+on_iptables = pytest.mark.backends(*NAMES[1:])
 
 
 def ruleset(text: str) -> Ruleset:
@@ -76,6 +85,7 @@ class Product:
         self.trusting = trusting
         self.backend = opened(lab.host.namespace, backend)
         self.history = History(lab.state_dir)
+        self.admin = admin(lab.host, backend)
 
     # -- inside this process
 
@@ -101,7 +111,7 @@ class Product:
             proof.forget(self.history.folder)
 
     def genid(self) -> int:
-        """The kernel's generation number in the host's namespace."""
+        """The kernel's generation number in the host's namespace; on the iptables backends always 0."""
         return self.backend.genid()
 
     # -- by the real commands

@@ -66,27 +66,32 @@ class Fault(NamedTuple):
         names = ",".join(name for name, _ in places)
         return ["-e", f"trace={names}", *(o for n, when in places for o in ("-e", f"inject={n}:{effect}:when={when}"))]
 
+    def struck(self, log: str) -> str:
+        """The line of the call at which a run's log shows it; "" where it does not."""
+        lines = log.splitlines()
+        if not self.signal:
+            return next((line for line in lines if line.endswith("(INJECTED)") and f" {self.what} " in line), "")
+        hit = [i for i, line in enumerate(lines) if self.what in line and line[:3] in ("---", "+++")]
+        return next((line for line in reversed(lines[: hit[0]]) if _CALL.match(line)), "") if hit else ""
+
     def happened(self, log: str, folder: str) -> bool:
         """Whether a run's log shows it, at a call of that name and device."""
-        lines = log.splitlines()
-        if self.signal:
-            hit = [i for i, line in enumerate(lines) if self.what in line and line[:3] in ("---", "+++")]
-            lines = lines[: hit[0]] if hit else []
-            lines = [line for line in lines if _CALL.match(line)][-1:]
-        else:
-            lines = [line for line in lines if line.endswith("(INJECTED)") and f" {self.what} " in line][:1]
-        return any((c.name, c.device) == (self.call.name, self.call.device) for c in calls(lines, folder))
+        return any((c.name, c.device) == (self.call.name, self.call.device) for c in calls([self.struck(log)], folder))
+
+
+def numbered(log: Iterable[str]) -> Iterator[tuple[str, str, Counter[str]]]:
+    """(name, arguments, how many there were of each name so far) of each call in a log."""
+    counts: Counter[str] = Counter()
+    for line in log:
+        found = _CALL.match(line)
+        if found:
+            counts[found[1]] += 1
+            yield found[1], found[2], counts
 
 
 def calls(log: Iterable[str], folder: str) -> Iterator[Call]:
     """The calls that matter in a log of `strace -yy`, in their order; `folder` is the state folder."""
-    counts: Counter[str] = Counter()
-    for line in log:
-        found = _CALL.match(line)
-        if not found:
-            continue
-        name, arguments = found.groups()
-        counts[name] += 1
+    for name, arguments, counts in numbered(log):
         device, about = _classify(name, arguments, folder)
         if device:
             yield Call(name, counts[name], device, about, tuple(_others(device, name, counts)))

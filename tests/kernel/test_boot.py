@@ -256,10 +256,10 @@ UNRELIABLE = [
     (":", f"{INSTALL} /tmp/mappings.toml", 78, EMPTIED),
     ("ln -s /tmp /srv/mappings", f"{INSTALL} /srv/mappings/a.toml", 78, EMPTIED),
     (":", f"{INSTALL} --state-dir /run/redirector", 78, "/run is emptied"),
-    ("cp -r /opt/redirector /tmp/", INSTALL.replace("/opt", "/tmp"), 78, EMPTIED),  # noqa: S108
+    ("cp -r /opt/redirector /tmp/", INSTALL.replace("/opt", "/tmp"), 78, EMPTIED),
     (
         f"mv {PACKAGES}/redirector /srv; echo /srv > $(echo {PACKAGES})/a.pth; cp -r /opt/redirector /tmp/",
-        INSTALL.replace("/opt", "/tmp"),  # noqa: S108
+        INSTALL.replace("/opt", "/tmp"),
         78,
         EMPTIED,
     ),

@@ -1,6 +1,7 @@
 """Processes that the product starts: named absolutely, with an environment of ours, whatever the caller's is.
 
 Seen by strace: each execve(2) with its arguments and its environment. A search along PATH would show as several.
+What the iptables backends start, and what it is told, is in test_iptables_programs.
 """
 
 import ast
@@ -8,15 +9,14 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 import redirector
 from tests.kernel.lab import Lab
-from tests.kernel.product import Product, insist, mapping
+from tests.kernel.product import Product, insist, mapping, on_nftables
+
+pytestmark = on_nftables
 
 FIXED = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
 PROGRAMS = ("chroot", "systemctl", "python3", "python", os.path.basename(sys.executable), "sh")
@@ -27,12 +27,6 @@ class Started(NamedTuple):
     program: str
     arguments: list[str]
     environment: set[str]
-
-
-@pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as made:
-        yield made
 
 
 def started(lab: Lab, folder: Path, *argv: str) -> list[Started]:
@@ -90,7 +84,7 @@ def test_what_looks_at_the_units_python(lab: Lab, product: Product, tmp_path: Pa
 
 def test_and_that_of_this_system(lab: Lab, product: Product, tmp_path: Path) -> None:
     # What is in /tmp is refused wherever the tests run: so nothing is installed.
-    (child,) = started(lab, tmp_path, *lab.command("service", "install", "/tmp/redirector-nothing.toml"))  # noqa: S108
+    (child,) = started(lab, tmp_path, *lab.command("service", "install", "/tmp/redirector-nothing.toml"))
     assert child.program == sys.executable
     assert child.arguments[:2] == [sys.executable, "-I"]
     assert child.environment == {FIXED, "LANG=C.UTF-8"}
@@ -100,7 +94,7 @@ def test_systemctl(lab: Lab, tmp_path: Path) -> None:
     code = "from redirector.service import _systemctl; _systemctl('--version')"
     (child,) = started(lab, tmp_path, sys.executable, "-c", code)
     assert child.program == "/usr/bin/systemctl"
-    assert child.environment == {FIXED, "LANG=C.UTF-8"}
+    assert child.environment == {FIXED, "LC_ALL=C"}
 
 
 def test_what_the_doctor_asks(lab: Lab, product: Product, tmp_path: Path) -> None:
@@ -131,7 +125,5 @@ def test_nobody_else_starts_processes() -> None:
             if "subprocess" in names or re.fullmatch("system|popen|fork|exec[lv].*|spawn.*|posix_spawn.*", attribute):
                 found.add(str(path.relative_to(home)))
     assert found == {
-        "watchdog.py", "host/systemd.py", "trusted.py", "service.py",
-        "cli/changing.py", "host/namespaces.py", "demo/stage.py", "host/firewalls.py",
-        "backends/iptables/commands.py",
+        "watchdog.py", "trusted.py", "host/children.py", "cli/changing.py", "host/namespaces.py", "demo/stage.py",
     }  # fmt: skip

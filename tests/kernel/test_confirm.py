@@ -1,4 +1,8 @@
-"""A change that waits for `confirm`: kept, taken back, and what it survives. Real commands, real watchdogs."""
+"""A change that waits for `confirm`: kept, taken back, and what it survives. Real commands, real watchdogs.
+
+That it is taken back, by whomever, is promised on each backend. What the note says, who may do what while it is there,
+and what a watchdog survives, comes before a backend has a say.
+"""
 
 import contextlib
 import os
@@ -13,15 +17,17 @@ from typing import Any
 
 import pytest
 
-from redirector import pending
+from redirector import mappings, pending
 from redirector.history import Record
 from redirector.netlink import NETLINK_NETFILTER, RECEIVE_SIZE, messages
 from redirector.program import Program
-from tests.kernel.echo import Answered
+from tests.kernel.echo import Answered, Refused
 from tests.kernel.lab import CLIENT, HOST, Lab
-from tests.kernel.product import Product, mapping, ruleset
+from tests.kernel.product import Product, mapping, on_each, on_nftables, ruleset
 from tests.kernel.watchdogs import PATIENCE, Watchdog, watchdogs
 from tests.waiting import leave_waiting
+
+pytestmark = on_nftables
 
 OLD = mapping("web", 80, 8080)
 NEW = mapping("web", 80, 8081)
@@ -31,13 +37,17 @@ PROMPT_SECONDS = 1.0  # after its deadline, at the latest, a change has been tak
 
 
 @pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as made:
-        yield made
+def product(lab: Lab, product: Product) -> Iterator[Product]:
+    yield product
     # Whatever the test came to: without a note no watchdog has anything to do, and the namespace can go.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(lab.state_dir, pending.NOTE))
-    for watchdog in watchdogs(lab.state_dir):
+    await_watchdogs(lab.state_dir)
+
+
+def await_watchdogs(folder: str) -> None:
+    """Until those that look after this state folder have ended."""
+    for watchdog in watchdogs(folder):
         with watchdog:
             watchdog.await_end()
 
@@ -152,26 +162,27 @@ class TestKept:
         product.run("apply", files.new)
 
 
+def is_back(lab: Lab, product: Product, files: Files, old: Program | None) -> None:
+    """OLD is in force again, and recorded as what it is, on the backend of the change."""
+    assert files.held() == old
+    lab.host.serve("tcp", HOST[0], 8080)
+    assert lab.client.ask_tcp(HOST[0], 80) == Answered(8080, CLIENT[0], HOST[0])
+    record = current(product)
+    assert (record.generation, record.action, record.confirmed) == (3, "cancel", True)
+    assert (record.backend, record.ruleset) == (product.backend.name, mappings.load(files.old))
+    assert product.json("status")["state"] == "in-sync"
+
+
 class TestTakenBack:
+    @on_each
     def test_at_the_deadline(self, lab: Lab, product: Product, files: Files) -> None:
         old = files.apply_old()
-        lab.host.serve("tcp", HOST[0], 8080)
-        lab.host.serve("tcp", HOST[0], 8081)
-        with commits(lab) as following:
-            before = pending.now()
-            product.run("apply", "--confirm=1", files.new)
-            following()
-            taken_back = following()
-            assert before + 1 <= taken_back
-        for watchdog in watchdogs(lab.state_dir):
-            with watchdog:
-                watchdog.await_end()
-        assert files.held() == old
-        assert lab.client.ask_tcp(HOST[0], 80) == Answered(8080, CLIENT[0], HOST[0])
-        record = current(product)
-        assert (record.generation, record.action, record.confirmed) == (3, "cancel", True)
-        assert record.ruleset == ruleset(OLD)
-        assert product.json("status")["state"] == "in-sync"
+        before = pending.now()
+        product.run("apply", "--confirm=1", files.new)
+        assert files.held() != old
+        await_watchdogs(lab.state_dir)
+        assert pending.now() >= before + 1
+        is_back(lab, product, files, old)
         product.run("confirm", code=7)
 
     def test_within_a_second_of_the_deadline(self, lab: Lab, product: Product, files: Files) -> None:
@@ -182,23 +193,29 @@ class TestTakenBack:
             pending._write(product.history, note(product)._replace(deadline=deadline))
             assert deadline <= following() < deadline + PROMPT_SECONDS
 
+    @on_each
     def test_by_cancel(self, lab: Lab, product: Product, files: Files) -> None:
         old = files.apply_old()
         product.run("apply", "--confirm", files.new)
         with the_watchdog(lab) as watchdog:
             product.run("cancel")
             watchdog.await_end()
-        assert files.held() == old
-        assert product.json("status")["state"] == "in-sync"
+        is_back(lab, product, files, old)
         product.run("cancel", code=7)
 
-    def test_the_first_apply_is_drained(self, product: Product, files: Files) -> None:
-        product.run("apply", "--confirm", files.new)
-        product.run("cancel")
+    @on_each
+    def test_the_first_apply_is_drained(self, lab: Lab, product: Product, files: Files) -> None:
+        """The watchdog comes before the first generation does: nothing there tells it where the mappings will be."""
+        product.run("apply", "--confirm=1", files.new)
+        await_watchdogs(lab.state_dir)
+        lab.host.serve("tcp", HOST[0], 8081)
+        assert lab.client.ask_tcp(HOST[0], 80) == Refused()
         assert product.json("status", code=3)["state"] == "drained"
         assert not product.status().connections
         product.run("apply", files.new)
+        assert lab.client.ask_tcp(HOST[0], 80) == Answered(8081, CLIENT[0], HOST[0])
 
+    @on_each
     def test_to_what_was_confirmed_not_to_what_came_last(self, product: Product, files: Files) -> None:
         """And what was removed stays removed."""
         files.apply_old()
@@ -216,9 +233,7 @@ class TestTakenBack:
             product.run("apply", "--netns", "box", "--confirm=1", files.new, **where)
             following()
             following()
-        for watchdog in watchdogs(os.path.join(lab.state_dir, "netns", "box")):
-            with watchdog:
-                watchdog.await_end()
+        await_watchdogs(os.path.join(lab.state_dir, "netns", "box"))
         assert files.held() == old
 
 
@@ -237,14 +252,15 @@ class TestWhileItWaits:
         product.run("confirm")
         product.run("rollback")
 
-    def test_status_tells(self, lab: Lab, product: Product, files: Files) -> None:
+    @on_each
+    def test_status_tells(self, product: Product, files: Files) -> None:
         files.apply_old()
         product.run("apply", "--confirm", files.new)
         told = product.json("status")
         assert told["state"] == "pending"
         assert told["pending"]["generation"] == 2
         assert 0 < told["pending"]["seconds_left"] <= 60
-        lab.host.nft("delete element inet redirector ports { tcp . 80 }")
+        product.admin.turns(80, 8081, 8080)
         told = product.json("status", code=2)
         assert told["state"] == "pending"
         assert [drift["mapping"] for drift in told["drift"]] == ["web"]
@@ -262,8 +278,14 @@ class TestProbe:
         product.run("apply", "--confirm", "--probe", probe, files.new)
         assert product.json("status")["state"] == "pending"
 
-    @pytest.mark.parametrize("probe", ["false", "/no/such/command", "sh -c 'kill -9 $$'", "'", " "])
-    def test_it_fails(self, lab: Lab, product: Product, files: Files, probe: str) -> None:
+    @on_each
+    def test_it_fails(self, lab: Lab, product: Product, files: Files) -> None:
+        old = files.apply_old()
+        product.run("apply", "--confirm", "--probe", "false", files.new, code=5)
+        is_back(lab, product, files, old)
+
+    @pytest.mark.parametrize("probe", ["/no/such/command", "sh -c 'kill -9 $$'", "'", " "])
+    def test_it_cannot_be_content(self, product: Product, files: Files, probe: str) -> None:
         old = files.apply_old()
         product.run("apply", "--confirm", "--probe", probe, files.new, code=5)
         assert files.held() == old
@@ -360,6 +382,7 @@ class TestWhatTheWatchdogSurvives:
 
 
 class TestWithoutAWatchdog:
+    @on_each
     def test_it_was_killed(self, lab: Lab, product: Product, files: Files) -> None:
         old = files.apply_old()
         product.run("apply", "--confirm=60", files.new)
@@ -369,7 +392,7 @@ class TestWithoutAWatchdog:
         time_is_over(product)
         assert files.held() != old
         assert product.json("status")["state"] == "in-sync"
-        assert files.held() == old
+        is_back(lab, product, files, old)
 
     @pytest.mark.parametrize(
         ("command", "code", "left"),

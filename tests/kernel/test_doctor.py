@@ -1,10 +1,12 @@
-"""The doctor on real firewalls: what it finds is true of packets, and what it prints mends it."""
+"""The doctor on real firewalls: what it finds is true of packets, and what it prints mends it.
+
+It looks at every form of firewall from wherever our mappings are: on nftables here, unless a test says otherwise.
+"""
 
 import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,17 +14,13 @@ import pytest
 from redirector.host import firewalls
 from tests.kernel.echo import SILENCE, Answer, Answered, Silent
 from tests.kernel.lab import HOST, Lab
-from tests.kernel.product import Product, mapping
+from tests.kernel.product import Product, mapping, on_nftables
+
+pytestmark = on_nftables
 
 WEB = mapping("web", 80, 8080)
 ANY = ("0.0.0.0", "::")
 TOOLS = {0: "iptables", 1: "ip6tables"}
-
-
-@pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as made:
-        yield made
 
 
 def doctor(product: Product, text: str = WEB, code: int = 2) -> Any:

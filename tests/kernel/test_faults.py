@@ -4,9 +4,10 @@ import pytest
 
 from redirector.model import Ruleset
 from redirector.program import Chain, Keep, Program
-from tests.kernel.faults import SCENARIOS, SECONDS, Ended, Held, Rig, Scenario, faults_at, judge
+from tests.kernel.faults import SCENARIOS, SECONDS, Held, Rig, Scenario, faults_at, judge
 from tests.kernel.lab import Lab
 from tests.kernel.strace import Call, Fault, calls
+from tests.kernel.trial import Ended
 
 SAMPLED = [s for s in SCENARIOS if s.errors]
 SAMPLE = 40

@@ -1,4 +1,7 @@
-"""Only ours: what others have in the kernel is byte for byte the same before and after everything that we do."""
+"""Only ours: what others have in the kernel is byte for byte the same before and after everything that we do.
+
+On each backend; a mark in a comment and an owner's flag are of nftables alone.
+"""
 
 import contextlib
 import socket
@@ -15,98 +18,23 @@ from redirector.reconcile import plan_for
 from tests.kernel.echo import Answered
 from tests.kernel.echo import Refused as Refusal
 from tests.kernel.lab import CLIENT, HOST, HOST_SECONDARY, Lab
-from tests.kernel.product import Product, handles, mapping, ruleset
+from tests.kernel.product import Product, mapping, on_each, on_nftables, ruleset
+
+pytestmark = on_nftables
 
 WEB = mapping("web", 80, 8080, protocol=["tcp", "udp"], exclusive=True)
 SCOPED = mapping("dns", 53, 5300, address=list(HOST_SECONDARY)) + mapping("lan", 80, 8090, source="192.0.2.0/24")
 
-# Everything that a host's other tools might have: names like ours, rules on our ports, maps with counters and timeouts.
-OTHERS = """
-table inet redirector2 {
-    comment "made by redirector"
-    map ports {
-        type inet_proto . inet_service : inet_service
-        size 64
-        counter
-        elements = { tcp . 80 counter packets 5 bytes 300 comment "web" : 8081 }
-    }
-    chain prerouting {
-        type nat hook prerouting priority -100
-        tcp dport 81 redirect to :8081 comment "a; b"
-    }
-}
-table ip redirector {
-    chain arriving {
-        tcp dport 80 counter packets 3 bytes 4
-    }
-    chain prerouting {
-        type filter hook prerouting priority -300
-        jump arriving
-    }
-}
-table ip6 nat {
-    chain PREROUTING {
-        type nat hook prerouting priority dstnat
-        tcp dport 9 redirect to :10
-    }
-}
-table inet filter {
-    counter seen {
-        packets 7 bytes 8
-    }
-    quota most {
-        over 10 mbytes
-    }
-    set blocked {
-        type ipv4_addr
-        flags interval
-        elements = { 10.0.0.0/8, 203.0.113.7 }
-    }
-    map by_port {
-        type inet_service : verdict
-        elements = { 7 : drop, 9 : jump other }
-    }
-    chain other {
-        counter packets 1 bytes 2 return comment "ünïcode"
-    }
-    chain input {
-        type filter hook input priority 0
-        tcp dport vmap @by_port
-        ip saddr @blocked drop
-        ct state established,related counter packets 11 bytes 12 accept
-    }
-}
-table arp redirector {
-    chain input {
-        type filter hook input priority 0
-    }
-}
-table bridge odd-name_1.x {
-    chain c {
-        meta mark 0x7 accept
-    }
-}
-"""
 
-
-@pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as made:
-        yield made
-
-
-def others(lab: Lab) -> list[str]:
-    """Every other table, with its handles and counters."""
-    tables = [line.removeprefix("table ").split(" # ")[0] for line in lab.host.nft_list("tables").splitlines()]
-    return [handles(lab.host, f"table {name}") for name in tables if name != "inet redirector"]
-
-
+@on_each
 def test_others_are_the_same_before_and_after_everything(lab: Lab, product: Product) -> None:
-    lab.host.nft(OTHERS)
-    before = others(lab)
-    assert len(before) == 6
+    admin = product.admin
+    admin.has_much_else()
+    before = admin.sees_others()
+    lab.host.serve("tcp", HOST[0], 8080)
     web, more, none = product.file(WEB), product.file(WEB + SCOPED, "more.toml"), product.file("", "none.toml")
     plan = f"{product.history.folder}.plan"
+    assert product.status().state == "absent"  # nothing of all that is taken for ours
     for code, *command in (
         (0, "check", web),
         (2, "plan", web, "--out", plan),
@@ -123,57 +51,76 @@ def test_others_are_the_same_before_and_after_everything(lab: Lab, product: Prod
         (0, "rollback"),
         (0, "remove", "--purge"),
         (0, "apply", web),
-        (0, "remove", "--purge"),
     ):
         product.run(*command, code=code)
-        assert others(lab) == before, command
-    # Healing, and replacing a table of our name, are no exceptions.
-    for damage in ("flush table", "delete table"):
-        product.apply(WEB)
-        lab.host.nft(f"{damage} inet redirector")
+        assert admin.sees_others() == before, command
+    # Healing, and replacing what has our name, are no exceptions.
+    damages: tuple[Callable[[], None], ...] = (lambda: admin.deletes(80), admin.empties_ours)
+    for damage in damages:
+        damage()
+        assert product.status().state == "drifted"
         product.run("apply", web)
-        assert others(lab) == before, damage
-    lab.host.nft("delete table inet redirector\nadd table inet redirector")
+        assert admin.sees_others() == before
+    product.run("remove", "--purge")
+    assert admin.sees_others() == before
+    admin.takes_our_name()
     product.run("apply", web, "--replace-foreign")
-    assert others(lab) == before
+    assert admin.sees_others() == before
+    product.run("remove", "--purge")
+    assert not admin.sees_ours()
+    assert admin.sees_others() == before
+    product.apply(WEB)
+    assert lab.client.ask_tcp(HOST[0], 80) == Answered(8080, CLIENT[0], HOST[0])
+
+
+@on_each
+def test_what_others_do_elsewhere_is_no_drift(product: Product) -> None:
+    product.apply(WEB)
+    product.admin.has_much_else()
+    before = product.admin.sees_others()
+    found = product.status()
+    assert (found.state, found.drift) == ("in-sync", ())
+    assert not product.apply(WEB).plan
+    product.apply(WEB + SCOPED)
+    assert product.admin.sees_others() == before
 
 
 FOREIGN = {
-    "without-a-mark": "table inet redirector { chain prerouting { type nat hook prerouting priority -100; }; }",
     "with-another-comment": 'table inet redirector { comment "made by redirectors"; }',
     "empty": "table inet redirector { }",
     "with-objects": "table inet redirector { counter c { }; map m { type mark : verdict; }; }",
 }
 
 
-every_foreign = pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN.keys())
+class TestOurName:
+    """What somebody else has called as we call ours. More of it for iptables is in test_iptables_others."""
 
-
-class TestTableOfOurName:
-    @every_foreign
-    def test_is_refused_and_left_alone(self, lab: Lab, product: Product, text: str) -> None:
+    @pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN.keys())
+    def test_without_our_mark_it_is_not_ours(self, lab: Lab, product: Product, text: str) -> None:
         lab.host.nft(text)
-        before, genid = handles(lab.host, "ruleset"), product.genid()
-        told = product.run("apply", product.file(WEB), code=1)
+        self.is_refused_and_then_replaced(lab, product)
+
+    @on_each
+    def test_with_rules_that_are_not_ours(self, lab: Lab, product: Product) -> None:
+        product.admin.takes_our_name()
+        self.is_refused_and_then_replaced(lab, product)
+
+    def is_refused_and_then_replaced(self, lab: Lab, product: Product) -> None:
+        file, before = product.file(WEB), product.admin.sees()
+        told = product.run("apply", file, code=1)
         assert "not ours" in told
         assert "--replace-foreign" in told
-        assert (handles(lab.host, "ruleset"), product.genid()) == (before, genid)
+        assert product.admin.sees() == before
         assert product.history.numbers() == []
-
-    @every_foreign
-    def test_is_replaced_on_request(self, lab: Lab, product: Product, text: str) -> None:
-        lab.host.nft(text)
-        file = product.file(WEB)
         product.run("apply", file, "--replace-foreign")
         assert product.status().state == "in-sync"
-        assert not product.apply(WEB).plan  # from now on it is ours
+        assert not product.json("apply", file)["changed"]  # from now on it is ours
         lab.host.serve("tcp", HOST[0], 8080)
         assert lab.client.ask_tcp(HOST[0], 80) == Answered(8080, CLIENT[0], HOST[0])
 
-    def test_is_refused_by_every_command(self, lab: Lab, product: Product) -> None:
-        lab.host.nft(FOREIGN["without-a-mark"])
-        file = product.file(WEB)
-        before, genid = handles(lab.host, "ruleset"), product.genid()
+    def test_is_refused_by_every_command(self, product: Product) -> None:
+        product.admin.takes_our_name()
+        before, file = product.admin.sees(), product.file(WEB)
         for command in (
             ["apply", file, "--dry-run"],
             ["apply", file, "--allow-empty", "--allow-ssh", "--allow-owner"],
@@ -186,26 +133,31 @@ class TestTableOfOurName:
         assert found["state"] == "absent"
         assert "not ours" in found["note"]
         assert not product.json("plan", file, "--replace-foreign", code=2)["in_sync"]
-        assert (handles(lab.host, "ruleset"), product.genid()) == (before, genid)
+        assert product.admin.sees() == before
 
-    def test_in_place_of_ours_is_drift_and_refused(self, lab: Lab, product: Product) -> None:
+    @on_each
+    def test_in_place_of_ours_is_drift_and_refused(self, product: Product) -> None:
         file = product.file(WEB)
         product.run("apply", file)
-        lab.host.nft(f"delete table inet redirector\n{FOREIGN['without-a-mark']}")
-        before = handles(lab.host, "ruleset")
+        product.admin.flushes()
+        product.admin.takes_our_name()
+        before = product.admin.sees()
         found = product.json("status", code=2)
         assert [(one["kind"], one["mapping"]) for one in found["drift"]] == [("structure", None)]
         assert "not ours" in found["drift"][0]["detail"]
         for command in (["apply", file], ["rollback", "1"], ["remove"], ["plan", file]):
             product.run(*command, code=1)
-        assert handles(lab.host, "ruleset") == before
+        assert product.admin.sees() == before
         product.run("rollback", "1", "--replace-foreign")
         assert product.json("status")["state"] == "in-sync"
 
-    def test_is_purged_on_request(self, lab: Lab, product: Product) -> None:
-        lab.host.nft(FOREIGN["with-objects"])
+    @on_each
+    def test_is_purged_on_request(self, product: Product) -> None:
+        product.run("apply", product.file(WEB))
+        product.admin.flushes()
+        product.admin.takes_our_name()
         product.run("remove", "--purge", "--replace-foreign")
-        assert lab.host.nft_list() == ""
+        assert not product.admin.sees_ours()
 
 
 @contextlib.contextmanager
@@ -247,39 +199,36 @@ def test_table_with_an_owner(lab: Lab, product: Product) -> None:
     assert product.json("status")["state"] == "in-sync"
 
 
-def test_what_others_have_in_our_table_goes_with_an_apply(lab: Lab, product: Product) -> None:
-    """Our table is ours alone: what somebody put into it is told before it is taken away."""
+@on_each
+def test_what_others_have_among_ours_goes_with_an_apply(product: Product) -> None:
+    """What is ours is ours alone: what somebody put there is told before it is taken away."""
     product.apply(WEB)
-    lab.host.nft("add chain inet redirector theirs\nadd rule inet redirector theirs counter")
+    product.admin.adds_a_chain()
     told = product.json("plan", product.file(WEB), code=2)
-    assert [change["action"] for change in told["changes"]] == ["remove"]
-    assert "theirs" in told["changes"][0]["detail"]
+    assert {change["action"] for change in told["changes"]} == {"remove"}
+    assert all("theirs" in change["detail"] for change in told["changes"])
     product.run("apply", product.file(WEB))
-    assert "theirs" not in lab.host.nft_list()
+    assert "theirs" not in str(product.admin.sees())
 
 
+@on_each
 def test_others_traffic_is_not_disturbed(lab: Lab, product: Product) -> None:
-    """Somebody else's redirect of other ports and filter of our target go on working beside ours."""
-    lab.host.nft(
-        """table inet theirs {
-            chain prerouting { type nat hook prerouting priority -100; tcp dport { 80, 90 } redirect to :9090; };
-            chain input { type filter hook input priority 0; tcp dport 8443 reject with tcp reset; };
-        }"""
-    )
+    """Somebody else's redirects and filter of our target go on working beside ours, which go first."""
+    product.admin.works_elsewhere()
     product.apply(WEB + mapping("tls", 443, 8443))
     lab.host.serve("tcp", "0.0.0.0", 8080, 8443, 9090)
     assert lab.client.ask_tcp(HOST[0], 90) == Answered(9090, CLIENT[0], HOST[0])
-    assert lab.client.ask_tcp(HOST[0], 80) == Answered(8080, CLIENT[0], HOST[0])  # -110 is before -100
+    assert lab.client.ask_tcp(HOST[0], 80) == Answered(8080, CLIENT[0], HOST[0])
     assert lab.client.ask_tcp(HOST[0], 443) == Refusal()  # a filter's refusal is final
     product.remove(purge=True)
     assert lab.client.ask_tcp(HOST[0], 80) == Answered(9090, CLIENT[0], HOST[0])
 
 
-def test_the_reason_is_told_without_the_kernels_help(lab: Lab, product: Product) -> None:
-    lab.host.nft(FOREIGN["empty"])
+@on_each
+def test_the_reason_is_told_without_the_kernels_help(product: Product) -> None:
+    product.admin.takes_our_name()
     snapshot = product.backend.observe()
     assert snapshot.foreign
-    refusing: Callable[[], object] = lambda: plan_for(ruleset(WEB), snapshot)  # noqa: E731
     with pytest.raises(Refused, match="not ours"):
-        refusing()
+        plan_for(ruleset(WEB), snapshot)
     assert plan_for(ruleset(WEB), snapshot, replace_foreign=True)

@@ -1,7 +1,10 @@
-"""The guards against real sockets and processes: what they refuse, how one insists, and what they warn of."""
+"""The guards against real sockets and processes: what they refuse, how one insists, and what they warn of.
+
+They judge a Ruleset and a Plan by what they see of the host, before a backend has a say: so one is enough, but for the
+way through a whole command.
+"""
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,29 +12,25 @@ import pytest
 from tests.kernel.acting import actor
 from tests.kernel.echo import Answered, Refused
 from tests.kernel.lab import CLIENT, COMMAND_TIMEOUT, HOST, HOST_SECONDARY, LOOPBACK, Lab
-from tests.kernel.product import Product, insist, mapping
+from tests.kernel.product import Product, insist, mapping, on_each, on_nftables
+
+pytestmark = on_nftables
 
 ANY = ("0.0.0.0", "::")
 SSH = mapping("ssh", 22, 8080)
 
 
-@pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as made:
-        yield made
-
-
 def refused(product: Product, text: str, flag: str, *words: str, **options: Any) -> None:
     """The command refuses, names what to insist with, and changes nothing; then it does what it was asked to do."""
     file = product.file(text)
-    genid, numbers = product.genid(), product.history.numbers()
+    before, numbers = product.admin.sees(), product.history.numbers()
     for command in (["apply", file], ["apply", file, "--dry-run"]):
         told = product.run(*command, code=1, **options)
         for word in (flag, *words):
             assert word in told
     found = product.json("plan", file, code=2, **options)["findings"]
     assert flag in {one["override"] for one in found}
-    assert (product.genid(), product.history.numbers()) == (genid, numbers)
+    assert (product.admin.sees(), product.history.numbers()) == (before, numbers)
     product.run("apply", file, flag, **options)
     assert product.status().head is not None
 
@@ -49,9 +48,18 @@ def warnings(product: Product, text: str) -> list[tuple[str, str]]:
 
 
 class TestSsh:
-    @pytest.mark.parametrize("name", ["sshd", "dropbear"])
-    @pytest.mark.parametrize("address", ["0.0.0.0", "::", HOST[0]])
-    def test_port_of_a_listening_server(self, lab: Lab, product: Product, name: str, address: str) -> None:
+    @on_each
+    def test_port_of_a_listening_server(self, lab: Lab, product: Product) -> None:
+        self.is_kept(lab, product, "sshd", "0.0.0.0")
+
+    @pytest.mark.parametrize(
+        ("name", "address"),
+        [("sshd", "::"), ("sshd", HOST[0]), ("dropbear", "0.0.0.0"), ("dropbear", "::"), ("dropbear", HOST[0])],
+    )
+    def test_port_of_others(self, lab: Lab, product: Product, name: str, address: str) -> None:
+        self.is_kept(lab, product, name, address)
+
+    def is_kept(self, lab: Lab, product: Product, name: str, address: str) -> None:
         with actor(lab, name, address, 22) as child:
             refused(product, SSH, "--allow-ssh", "port 22", f"{name} (pid {child.pid}) listens on it")
             assert lab.client.ask_tcp(HOST[0], 22) == Refused()  # it was true: ssh is out of reach now
@@ -111,6 +119,7 @@ class TestSsh:
         assert "--allow-ssh" in complaint
         assert lab.host.nft_list() == ""
 
+    @on_each
     def test_nothing_to_do_is_not_refused(self, lab: Lab, product: Product) -> None:
         product.apply(SSH)
         with actor(lab, "sshd", "0.0.0.0", 22):
@@ -121,6 +130,7 @@ class TestSsh:
 
 
 class TestEmpty:
+    @on_each
     def test_vanishing_mappings(self, lab: Lab, product: Product) -> None:
         for text in ("", mapping("off", 80, 8080, enabled=False)):
             product.apply(mapping("web", 80, 8080))

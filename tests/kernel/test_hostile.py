@@ -2,7 +2,7 @@
 terminal; and what others have stays as it is, byte for byte.
 
 Everything is made by netlink messages of this file's own: nft(8) can neither write such names nor read such userdata
-(some of it makes nft 1.0.6 crash).
+(some of it makes nft 1.0.6 crash). What others can write with iptables is in test_foreign and test_iptables_others.
 """
 
 import json
@@ -34,8 +34,10 @@ from redirector.netlink import (
 )
 from tests.kernel.echo import Answered
 from tests.kernel.lab import CLIENT, HOST, Lab
-from tests.kernel.product import Product, mapping
+from tests.kernel.product import Product, mapping, on_nftables
 from tests.kernel.running import Commands
+
+pytestmark = on_nftables
 
 WEB = mapping("web", 80, 8080, protocol=["tcp", "udp"], exclusive=True)
 FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}  # NFPROTO_*
@@ -68,7 +70,7 @@ JUNK = (
     b"\0\x04\xff\xfe\x9b\0",
     wire.comment("\x1b]0;owned\x07\x9b31m"),
     wire.comment("x" * 250),
-    *(random.Random(seed).randbytes(seed) for seed in range(1, 257, 51)),  # noqa: S311 (no secret)
+    *(random.Random(seed).randbytes(seed) for seed in range(1, 257, 51)),
 )
 # On a table of our name: nearly our mark.
 NO_MARKS = (
@@ -178,12 +180,6 @@ def objects(family: int, table: bytes, name: bytes, junk: bytes, *, marked: byte
             + attr(OBJ_USERDATA, junk),
         ),
     ]
-
-
-@pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as made:
-        yield made
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
-"""Drift on the iptables backends: every kind of tampering, in either family, told and mended."""
+"""Drift on the iptables backends: every kind of tampering that iptables(8) can do, in either family, told and mended.
+
+What is told, and that nothing is invented, is asked of all backends alike in test_drift.
+"""
 
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -9,8 +11,10 @@ import pytest
 from redirector.output import drift_detail
 from tests.kernel.echo import Answered, Refused
 from tests.kernel.iptables import VARIANTS, both, iptables, saved
-from tests.kernel.lab import CLIENT, HOST, HOST_SECONDARY, Lab
-from tests.kernel.product import Product, mapping
+from tests.kernel.lab import CLIENT, HOST, HOST_SECONDARY
+from tests.kernel.product import Product, mapping, on_iptables
+
+pytestmark = on_iptables
 
 BOTH = ["tcp", "udp"]
 ANY = ("0.0.0.0", "::")
@@ -81,20 +85,14 @@ TAMPERINGS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
-def product(request: pytest.FixtureRequest, shared_lab: Lab) -> Iterator[Product]:
-    shared_lab.reset()
-    for address in ANY:
-        shared_lab.host.serve("tcp", address, 8080, 8090)
-    with Product(shared_lab, request.param) as made:
-        yield made
-        made.remove(purge=True)
-
-
 @pytest.fixture(scope="module")
-def untouched(product: Product) -> dict[str, list[str]]:
-    product.apply(EVERYTHING)
-    return both(product.lab.host, product.backend.name)
+def untouched(shared_product: Product) -> dict[str, list[str]]:
+    lab = shared_product.lab
+    lab.reset()
+    for address in ANY:
+        lab.host.serve("tcp", address, 8080, 8090)
+    shared_product.apply(EVERYTHING)
+    return both(lab.host, shared_product.backend.name)
 
 
 def tamper(product: Product, v: int, text: str) -> None:
@@ -118,9 +116,10 @@ def tamper(product: Product, v: int, text: str) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(TAMPERINGS)), ids=[one.name.replace(" ", "-") for one in TAMPERINGS])
-def test_tampering(product: Product, untouched: dict[str, list[str]], number: int) -> None:
+def test_tampering(shared_product: Product, untouched: dict[str, list[str]], number: int) -> None:
     """Each on both variants: in one family with the one, in the other with the other."""
-    lab, tampering, v = product.lab, TAMPERINGS[number], (number + VARIANTS.index(product.backend.name)) % 2
+    product, lab, tampering = shared_product, shared_product.lab, TAMPERINGS[number]
+    v = (number + VARIANTS.index(product.backend.name)) % 2
     product.apply(EVERYTHING)  # which does nothing, unless the last one failed
     before = product.status()
 
@@ -141,3 +140,18 @@ def test_tampering(product: Product, untouched: dict[str, list[str]], number: in
     assert lab.client.ask_tcp(HOST[v], 8080) == Refused()
     tamper(product, v, tampering.undo)
     assert both(lab.host, product.backend.name) == untouched
+
+
+@pytest.mark.parametrize("commands", ["-t nat -F {dns}", "-t nat -F {staff}", "-t nat -F REDIRECTOR-ALL"])
+def test_an_emptied_chain_is_told_by_what_it_lacks(
+    shared_product: Product, untouched: dict[str, list[str]], commands: str
+) -> None:
+    """And by nothing else: the way to it is as it should be."""
+    shared_product.apply(EVERYTHING)
+    for v in (0, 1):
+        tamper(shared_product, v, commands)
+    found = shared_product.status()
+    assert found.state == "drifted"
+    assert not [one for one in found.drift if one.kind == "structure"]
+    shared_product.apply(EVERYTHING)
+    assert both(shared_product.lab.host, shared_product.backend.name) == untouched

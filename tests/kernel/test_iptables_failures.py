@@ -5,17 +5,23 @@ import fcntl
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from redirector import errors
+from redirector import status as against
 from redirector.backends.iptables import commands
+from redirector.compile import compile_ruleset
 from redirector.model import FAMILIES
-from tests.kernel.iptables import VARIANTS, both, iptables, program, saved
+from redirector.program import Program
+from tests.kernel.iptables import Programs, both, iptables, saved
 from tests.kernel.lab import COMMAND_TIMEOUT, Lab
-from tests.kernel.product import Product, mapping
+from tests.kernel.product import Product, mapping, on_iptables, opened, ruleset
+
+pytestmark = on_iptables
+
 
 OLD = mapping("web", 80, 8080, exclusive=True) + mapping("staff", 80, 8090, source=["192.0.2.0/24", "2001:db8:1::/64"])
 NEW = mapping("web", 80, 8081) + mapping("ssl", 443, 8443, exclusive=True)
@@ -27,32 +33,6 @@ KEEPER = "mount -t tmpfs tmpfs /run; : > /run/xtables.lock; echo ready; exec cat
 HURRIED = (
     "from redirector.backends.iptables import commands; commands.LOCK_SECONDS = 1; import redirector.cli as c; c.main()"
 )
-
-
-@pytest.fixture(params=VARIANTS)
-def product(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Product]:
-    with Product(lab, request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def programs(product: Product, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of our own with the programs of the variant, from which they are run: a test can replace them."""
-    folder = tmp_path / "programs"
-    folder.mkdir()
-    for family in FAMILIES:
-        for verb in ("save", "restore"):
-            name = program(product.backend.name, family, verb)
-            (folder / name).symlink_to(os.path.realpath(f"/usr/sbin/{name}"))
-    monkeypatch.setattr(commands, "FOLDERS", (str(folder),))
-    return folder
-
-
-def replace(path: Path, text: str) -> None:
-    """Put a program of ours in the place of another."""
-    path.unlink()
-    path.write_text(text)
-    path.chmod(0o755)
 
 
 class TestTheSecondFamily:
@@ -71,10 +51,10 @@ class TestTheSecondFamily:
         assert product.status().state == "in-sync"
 
     @pytest.mark.parametrize("text", ["#!/bin/sh\necho no luck >&2\nexit 1\n", "no program", "#!/bin/sh\nkill -9 $$\n"])
-    def test_a_program_that_fails(self, lab: Lab, product: Product, programs: Path, text: str) -> None:
+    def test_a_program_that_fails(self, lab: Lab, product: Product, programs: Programs, text: str) -> None:
         product.apply(OLD)
         before = both(lab.host, product.backend.name)
-        replace(programs / program(product.backend.name, "ipv6", "restore"), text)
+        programs.replace("ipv6", "restore", text)
         with pytest.raises(errors.Refused) as raised:
             product.apply(NEW)
         assert "nothing was changed" in raised.value.message
@@ -82,39 +62,26 @@ class TestTheSecondFamily:
         assert both(lab.host, product.backend.name) == before
         assert product.history.numbers() == [1]
 
-    def test_one_that_did_its_work_and_tells_a_failure(self, lab: Lab, product: Product, programs: Path) -> None:
+    def test_one_that_did_its_work_and_tells_a_failure(self, lab: Lab, product: Product, programs: Programs) -> None:
         product.apply(OLD)
         before = both(lab.host, product.backend.name)
-        name = program(product.backend.name, "ipv6", "restore")
-        replace(programs / name, f'#!/bin/sh\n/usr/sbin/{name} "$@"\nexit 1\n')
+        programs.replace("ipv6", "restore", '#!/bin/sh\n$REAL "$@"\nexit 1\n')
         with pytest.raises(errors.Refused):  # so does the undo
             product.apply(NEW)
         assert both(lab.host, product.backend.name) == before
 
-    def test_the_undo_fails_as_well(self, lab: Lab, product: Product, programs: Path) -> None:
+    def test_the_undo_fails_as_well(self, product: Product, programs: Programs, tmp_path: Path) -> None:
         product.apply(OLD)
-        gone = programs / program(product.backend.name, "ipv4", "restore")
-        replace(programs / program(product.backend.name, "ipv6", "restore"), f"#!/bin/sh\nrm {gone}\nexit 1\n")
+        programs.replace("ipv6", "restore", "#!/bin/sh\nexit 1\n")
+        programs.replace("ipv4", "restore", f'#!/bin/sh\nmkdir {tmp_path}/once || exit 1\n$REAL "$@"\n')
         with pytest.raises(errors.OutcomeUnknown) as raised:
             product.apply(NEW)
         assert raised.value.exit_code == 6
         assert product.history.numbers() == [1]
         assert product.status().state == "drifted"
-        for family in FAMILIES:
-            name = program(product.backend.name, family, "restore")
-            (programs / name).unlink(missing_ok=True)
-            (programs / name).symlink_to(f"/usr/sbin/{name}")
+        programs.bring_back()
         product.apply(OLD)
         assert product.status().state == "in-sync"
-
-
-def test_a_program_that_is_missing(lab: Lab, product: Product) -> None:
-    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-euc"]
-    argv += ['mount -t tmpfs tmpfs /usr/sbin; exec "$@"', "sh", *lab.command("apply", product.file(NEW))]
-    done = lab.host.namespace.run(argv, env=lab.environment(), text=True, timeout=COMMAND_TIMEOUT)
-    assert done.returncode == 69, done.stderr
-    assert f"{product.backend.name}-" in done.stderr
-    assert "package iptables" in done.stderr
 
 
 @contextlib.contextmanager
@@ -151,14 +118,13 @@ def test_the_lock_of_the_legacy_variant_is_held(lab: Lab, product: Product) -> N
 class TestReading:
     """iptables-nft-save leaves out what the kernel refuses to tell it, and ends with 0 (seen with 1.8.9)."""
 
-    def less(self, programs: Path, family: str, once: str) -> None:
-        name = program("iptables-nft", family, "save")
-        less = f"/usr/sbin/{name} -c | sed '/^[^ ]* -A REDIRECTOR-IN/d'"
-        replace(programs / name, f"#!/bin/sh\nif {once}; then {less}; else exec /usr/sbin/{name} -c; fi\n")
+    def less(self, programs: Programs, family: str, once: str) -> None:
+        less = "$REAL -c | sed '/^[^ ]* -A REDIRECTOR-IN/d'"
+        programs.replace(family, "save", f"#!/bin/sh\nif {once}; then {less}; else exec $REAL -c; fi\n")
 
-    @pytest.mark.parametrize("product", ["iptables-nft"], indirect=True)
+    @pytest.mark.backends("iptables-nft")
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_what_is_left_out_once(self, product: Product, programs: Path, family: str, tmp_path: Path) -> None:
+    def test_what_is_left_out_once(self, product: Product, programs: Programs, family: str, tmp_path: Path) -> None:
         product.apply(OLD)
         self.less(programs, family, f"mkdir {tmp_path}/once")
         assert product.status().state == "in-sync"
@@ -167,12 +133,59 @@ class TestReading:
         product.remove(purge=True)
         assert product.status().state == "absent"
 
-    @pytest.mark.parametrize("product", ["iptables-nft"], indirect=True)
-    def test_what_never_comes_twice_alike(self, product: Product, programs: Path, tmp_path: Path) -> None:
+    @pytest.mark.backends("iptables-nft")
+    def test_what_never_comes_twice_alike(self, product: Product, programs: Programs, tmp_path: Path) -> None:
         product.apply(OLD)
-        self.less(programs, "ipv6", f"mkdir {tmp_path}/odd || ! rmdir {tmp_path}/odd")
+        choose = f"if mkdir {tmp_path}/odd; then chain=IN; else rmdir {tmp_path}/odd; chain=ALL; fi"
+        text = f'#!/bin/sh\n{choose}\n$REAL -c | sed "/^[^ ]* -A REDIRECTOR-$chain/d"\n'
+        programs.replace("ipv6", "save", text)
         with pytest.raises(errors.TryAgain):
             product.status()
+
+
+class TestSupposing:
+    """What is as it was supposed is read once, and not decoded; anything else is read as ever."""
+
+    @pytest.fixture
+    def readings(self, programs: Programs, tmp_path: Path) -> Callable[[], int]:
+        """How often iptables-save ran since this was called last, for both families together."""
+        log = tmp_path / "readings"
+        for family in FAMILIES:
+            programs.replace(family, "save", f"#!/bin/sh\necho >>{log}\nexec $REAL -c\n")
+
+        def readings() -> int:
+            count = log.read_text().count("\n")
+            log.unlink()
+            return count
+
+        return readings
+
+    def test_how_often_it_is_read(self, lab: Lab, product: Product, readings: Callable[[], int]) -> None:
+        known = len(FAMILIES)
+        unknown = known * (2 if product.backend.name == "iptables-nft" else 1)
+        product.apply(OLD)
+        readings()
+        with contextlib.closing(opened(lab.host.namespace, product.backend.name)) as fresh:
+            assert against.status(fresh, product.history).state == "in-sync"
+            assert readings() == known
+        with contextlib.closing(opened(lab.host.namespace, product.backend.name)) as fresh:
+            product.apply(NEW, backend=fresh)
+            assert readings() == known + known  # what was there, and what came of it
+            assert not product.apply(NEW, backend=fresh).plan
+            assert readings() == known
+        iptables(lab.host, product.backend.name, "ipv6", "-t nat -A REDIRECTOR-ALL -p tcp --dport 9 -j ACCEPT")
+        assert product.status().state == "drifted"
+        assert readings() == unknown
+
+    def test_what_is_not_there(self, lab: Lab, product: Product) -> None:
+        product.apply(OLD)
+        held = product.backend.observe().program
+        with contextlib.closing(opened(lab.host.namespace, product.backend.name)) as fresh:
+            elsewhere = compile_ruleset(ruleset("[settings]\npriority = -90\n" + OLD))  # reads the same
+            other = compile_ruleset(ruleset(NEW))
+            for supposed in (lambda: other, lambda: elsewhere, lambda: None, lambda: Program({}, {})):
+                fresh.suppose(supposed)
+                assert fresh.observe().program == held
 
 
 class TestTheOrphan:

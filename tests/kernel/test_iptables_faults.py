@@ -30,8 +30,8 @@ CHILD_LOG = ["sendto(3, …) = 20", "sendto(3, …) = 20", "setsockopt(3, …) =
 def test_a_sample_of_faults(lab: Lab, scenario: Scenario) -> None:
     rig = Rig(lab, scenario)
     try:
-        chosen = [rig.places[int(len(rig.places) * ((i + 1) * GOLDEN % 1))] for i in range(SAMPLE[scenario.backend])]
-        assert [message for place in chosen for message in rig.try_place(place)] == []
+        chosen = [rig.faults[int(len(rig.faults) * ((i + 1) * GOLDEN % 1))] for i in range(SAMPLE[scenario.backend])]
+        assert [message for place in chosen for message in rig.try_fault(place)] == []
     finally:
         rig.close()
 

@@ -1,4 +1,7 @@
-"""Each change, whoever makes it, tells the journal one line; whole commands, and the watchdog."""
+"""Each change, whoever makes it, tells the journal one line; whole commands, and the watchdog.
+
+Who tells it knows a backend by nothing but its outcome, so one is enough.
+"""
 
 import os
 import socket
@@ -7,17 +10,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kernel.lab import Lab
-from tests.kernel.product import Product, mapping
+from tests.kernel.product import Product, mapping, on_nftables
 from tests.kernel.watchdogs import PATIENCE, watchdogs
+
+pytestmark = on_nftables
 
 OLD = mapping("web", 80, 8080)
 NEW = mapping("web", 80, 8081) + mapping("ssl", 443, 8443)
-
-
-@pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as made:
-        yield made
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from redirector.compile import compile_ruleset
 from redirector.model import Ruleset
 from redirector.plan import Step
 from tests.kernel.edits import Noting, edits_end_where_a_fresh_apply_does
+from tests.kernel.iptables import iptables
 from tests.kernel.lab import Lab
-from tests.kernel.product import Product, mapping, ruleset
+from tests.kernel.product import Product, mapping, on_nftables, ruleset
 from tests.kernel.test_foreign import owned_table
 from tests.strategies import mapping as made
 
@@ -24,10 +25,7 @@ MORE = mapping("web", 80, 8081) + mapping("more", 81, 8081)
 EDITS = 150  # 1,000 are part of `make stress`
 
 
-@pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as found:
-        yield found
+pytestmark = on_nftables  # but where a test says otherwise: whose genid it is
 
 
 @pytest.fixture
@@ -45,6 +43,22 @@ def test_status_asks_one_question(lab: Lab, product: Product) -> None:
     assert (full["state"], full["compared"]) == ("in-sync", True)
     counted = product.json("status", "--counters")
     assert [one["connections"] for one in counted["mappings"]] == [0]
+
+
+@pytest.mark.backends("iptables-nft", "iptables-legacy")
+def test_on_iptables_where_there_is_a_genid(lab: Lab, product: Product) -> None:
+    nft = product.backend.name == "iptables-nft"
+    product.run("apply", product.file(WEB))
+    told = product.json("status")
+    assert (told["state"], told["compared"]) == ("in-sync", not nft)
+    iptables(lab.host, product.backend.name, "ipv6", "-t filter -A INPUT -p tcp --dport 9 -j ACCEPT")
+    assert product.json("status")["compared"]
+    assert product.json("status")["compared"] == (not nft)
+    iptables(lab.host, product.backend.name, "ipv4", "-t nat -A REDIRECTOR-ALL -p tcp --dport 9 -j ACCEPT")
+    told = product.json("status", code=2)
+    assert (told["state"], told["compared"]) == ("drifted", True)
+    assert product.json("apply", product.file(WEB))["changed"]
+    assert product.json("status")["compared"] == (not nft)
 
 
 def test_what_others_commit_costs_one_comparison(lab: Lab, product: Product) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.kernel.lab import Lab
 
 README = Path(__file__).parents[2] / "README.md"
-TOUR = "/tmp/tour"  # noqa: S108 (as the README names it: the test's own folder takes its place)
+TOUR = "/tmp/tour"  # as the README names it: the test's own folder takes its place
 MARK = "the end of the command, exit "
 SERVER = "python3 -m http.server"
 

@@ -7,29 +7,47 @@ done before is undone; if even that fails, the outcome is unknown, and `reconcil
 
 There is no generation to compare and swap: the legacy variant has none. Instead no text mentions anything but our own
 chains, and the jumps to them by their own words: what others do in between is neither lost nor needed. `genid` is
-always 0, which is never what a commit leads to, so that everything is read back after each.
+always 0, which is never what a commit leads to, so that everything is read back after each. The genid of nf_tables
+would be no proof: where the kernel refuses iptables-nft-restore 1.8.9 a socket, or an answer about a target's revision,
+it writes `-j DNAT --to-destination 2.0.0.0-0.0.0.0` for `:6`, ends with 0, and moves the genid as ever (27 of 780
+injected errors led to other rules than those asked for, with success and the genid expected). But once everything was
+read and found right, the nft variant's rules stay so while that genid stays: it is told with what was read (`seen`).
+
+Reading is fast where it finds what it was told to `suppose`: what was written last, what is wanted, what was recorded.
+The text that would be written for that is compared with the text that is there, rule by rule; if they are equal, there
+is nothing to decode. Decoding (which inverts writing) is for everything else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 
-from redirector.backends.base import Snapshot
+from redirector.backends.base import Snapshot, Supposed
 from redirector.backends.iptables import commands, reading, rules
 from redirector.backends.iptables.commands import Failed
 from redirector.backends.iptables.damage import displaced
-from redirector.backends.iptables.save import Unparsable
+from redirector.backends.iptables.save import Saved, Unparsable
 from redirector.backends.iptables.script import Unspeakable, script
+from redirector.backends.nftables import message
 from redirector.backends.place import Place
 from redirector.errors import NotPermitted, OutcomeUnknown, RedirectorError, Refused, Unavailable, printable
 from redirector.model import DEFAULT_PRIORITY, FAMILIES, Ruleset
 from redirector.plan import Step, perform
 from redirector.program import Program
+from redirector.records import NamedTuple
 
 CAP_NET_ADMIN = 12  # linux/capability.h
 CAP_NET_RAW = 13  # which the legacy variant needs for its socket
+
+
+class _Written(NamedTuple):
+    """A Program, and its rules by family."""
+
+    program: Program
+    tables: dict[str, rules.Tables]
 
 
 class IptablesBackend:
@@ -48,9 +66,10 @@ class IptablesBackend:
         except OSError as error:
             raise Unavailable(f"this kernel has no netfilter netlink socket: {error.strerror}") from None
         self._home = _namespace()
-        self._saved: reading.Saved = {}
+        self._saved: Saved = {}
         self._program: Program | None = None
-        self._written: tuple[Program | None, dict[str, rules.Tables]] = None, {}
+        self._supposed: list[Supposed] = []
+        self._written: list[_Written] = []  # what of that was needed, and what was written last
 
     def close(self) -> None:
         self._place.close()
@@ -64,18 +83,45 @@ class IptablesBackend:
     def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
         return self._place.restart_flows(ruleset, ports)
 
+    def suppose(self, *programs: Supposed) -> None:
+        self._supposed = list(programs)
+
     def observe(self) -> Snapshot:
         self._require()
-        # What is, word for word, what was written last needs no second reading, and no decoding.
-        program, tables = self._written
-        saved = self._read(once=True) if program else {}
         foreign = ""
-        if not program or reading.held(saved) != tables or displaced(saved):
-            saved = self._read()
+        before = self._genid()
+        saved, program = self._compare(self._as_supposed)
+        if program is None:
             foreign = reading.foreign_reason(saved)
             program = Program({}, {}) if foreign else reading.decode(saved)
         self._saved, self._program = saved, program
-        return Snapshot(program, 0, foreign, reading.counters(saved, program))
+        seen = before if self._genid() == before else 0
+        return Snapshot(program, 0, foreign, reading.counters(saved, program), seen)
+
+    def _genid(self) -> int:
+        """The generation number of nf_tables, 0 where that has nothing to do with it, or does not tell."""
+        with contextlib.suppress(OSError):
+            return message.genid(self._place.netfilter) if self._variant == "nft" else 0
+        return 0
+
+    def _as_supposed(self, saved: Saved) -> Program | None:
+        """The supposed Program that this is, word for word, as it would be written: that needs no second reading, and
+        no decoding, which inverts writing."""
+        ours = reading.held(saved)
+        if displaced(saved) or not any(chains for tables in ours.values() for chains in tables.values()):
+            return None
+        return next((written.program for written in self._candidates() if written.tables == ours), None)
+
+    def _candidates(self) -> Iterator[_Written]:
+        """What was written last, and what is supposed to be there; of each what cannot be said here is not what is."""
+        yield from self._written
+        while self._supposed:
+            program = self._supposed.pop(0)()
+            with contextlib.suppress(Refused):
+                self._speakable(program)
+                if program is not None:
+                    self._written.append(_Written(program, rules.encoded(program, self._families)))
+                    yield self._written[-1]
 
     def check(self, steps: Iterable[Step]) -> None:
         for family, text in self._texts(perform(self._program, steps)).items():
@@ -94,7 +140,7 @@ class IptablesBackend:
                 self._undo(before, error)
                 raise _refused(error) from None
 
-    def _undo(self, before: reading.Saved, error: Exception) -> None:
+    def _undo(self, before: Saved, error: Exception) -> None:
         """Put everything back as it was `before`. Raises OutcomeUnknown where that fails, too: what tells is what is
         read afterwards, and no command."""
         wanted = reading.held(before)
@@ -121,13 +167,21 @@ class IptablesBackend:
         self._speakable(program)
         ours = reading.held(self._saved)
         try:
-            wanted = rules.encoded(program, self._families)
+            wanted = self._tables(program)
             texts = {f: script(self._saved[f], ours[f], wanted[f]) for f in self._families}
-            self._written = program, wanted
         except Unspeakable as error:
             message = f"a rule that others made leads to our chains, and cannot be taken away: {printable(str(error))}"
             raise Refused(message, f"delete it by hand: {self.name} -t nat -D …") from None
         return {family: text for family, text in texts.items() if text}
+
+    def _tables(self, program: Program | None) -> dict[str, rules.Tables]:
+        """The rules of a Program that is about to be written, and then is what may well be there."""
+        if program is None:
+            return rules.encoded(None, self._families)
+        found = next((written for written in self._written if written.program == program), None)
+        found = found or _Written(program, rules.encoded(program, self._families))
+        self._written, self._supposed = [found], []
+        return found.tables
 
     def _speakable(self, program: Program | None) -> None:
         """Raises Refused for what cannot be said here: a priority (old generations may have one), and IPv6 where the
@@ -139,9 +193,12 @@ class IptablesBackend:
         if "ipv6" not in self._families and len(rules.encode(program, "ipv6")["nat"]) > 1:
             raise Refused(f"this kernel has no IPv6, and {self.name} cannot load rules for it", 'say family = "ipv4"')
 
-    def _read(self, *, once: bool = False) -> reading.Saved:
+    def _read(self) -> Saved:
+        return self._compare(lambda _: None)[0]
+
+    def _compare(self, supposed: Callable[[Saved], Program | None]) -> tuple[Saved, Program | None]:
         try:
-            return commands.read(self._variant, self._families, once=once)
+            return commands.compare(self._variant, self._families, supposed)
         except Failed as error:
             raise Unavailable(f"the rules cannot be read: {error}", "see: redirector doctor") from None
         except Unparsable as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from redirector.backends.iptables import rules
 from redirector.backends.iptables.save import SavedRule, SavedTable
+from redirector.backends.iptables.tree import PREFIX, Chains
 from redirector.errors import plural, printable
 from redirector.program import Damage
 
@@ -13,7 +14,7 @@ from redirector.program import Damage
 def leads_to_us(text: str) -> bool:
     """Whether a rule leads to a chain of ours: that comes last in it, and a comment of that wording ends in a quote."""
     option, chain = ("", "", *text.split(" "))[-2:]
-    return option in ("-j", "-g") and chain.startswith(rules.PREFIX) and not chain.endswith('"')
+    return option in ("-j", "-g") and chain.startswith(PREFIX) and not chain.endswith('"')
 
 
 def commented(text: str) -> str:
@@ -29,7 +30,7 @@ def damage(family: str, wanted: rules.Tables, ours: rules.Tables, saved: dict[st
         expected, found = wanted[table], ours[table]
         for chain in [*expected, *(name for name in found if name not in expected)]:
             place = f"{tool} {table} {printable(chain)}"
-            if chain not in expected and chain.startswith(rules.PREFIX):
+            if chain not in expected and chain.startswith(PREFIX):
                 yield Damage("remove", f"{place}: nothing leads to this chain", _serves(found, [chain]))
             elif chain not in found:
                 yield Damage("add", f"{place}: it is missing", _serves(expected, [chain]))
@@ -55,9 +56,7 @@ def displaced(saved: dict[str, dict[str, SavedTable]]) -> bool:
     return any(_before(tables, *place) for tables in saved.values() for place in rules.BUILTIN)
 
 
-def _rules_damage(
-    place: str, expected: list[str], found: list[str], chains: rules.Chains, chain: str
-) -> Iterator[Damage]:
+def _rules_damage(place: str, expected: list[str], found: list[str], chains: Chains, chain: str) -> Iterator[Damage]:
     gone, new = _without(expected, found), _without(found, expected)
     for text in gone:
         yield Damage("add", f"{place}: a rule is missing: {text}", _behind(text, chain, chains))
@@ -68,7 +67,7 @@ def _rules_damage(
         yield Damage("change", f"{place}: the rules are in another order", _serves(chains, [chain]))
 
 
-def _behind(text: str, chain: str, chains: rules.Chains) -> tuple[str, ...]:
+def _behind(text: str, chain: str, chains: Chains) -> tuple[str, ...]:
     """The mappings that a rule is about; of one that is nothing of ours, all that are served by its chain."""
     if commented(text):
         return (commented(text),)
@@ -89,7 +88,7 @@ def _without(texts: Iterable[str], others: Iterable[str]) -> list[str]:
     return found
 
 
-def _serves(chains: rules.Chains, names: Iterable[str]) -> tuple[str, ...]:
+def _serves(chains: Chains, names: Iterable[str]) -> tuple[str, ...]:
     """The mappings of which rules are in these chains, or in those that they lead to."""
     pending, seen, found = list(names), set[str](), set[str]()
     while pending:

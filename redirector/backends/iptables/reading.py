@@ -11,13 +11,13 @@ write, and nothing that we did not write can pass for ours.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 from redirector import naming
 from redirector.backends.iptables import rules
 from redirector.backends.iptables.damage import commented, damage, leads_to_us
-from redirector.backends.iptables.save import SavedTable
+from redirector.backends.iptables.save import Saved, SavedTable
+from redirector.backends.iptables.tree import PREFIX, Chains
 from redirector.compile import whole
 from redirector.errors import printable
 from redirector.model import DEFAULT_PRIORITY, FAMILIES, OWN, PROTOCOLS, SIDES, Scope
@@ -33,8 +33,11 @@ from redirector.program import (
     port_key,
 )
 
-Saved = dict[str, dict[str, SavedTable]]  # tables by name, by family
-_Found = tuple[Scope, int, int, str, str]  # scope, port key, target port, mapping, rewrite
+_Found = tuple[int, int, str, str]  # port key, target port, mapping, rewrite
+_Where = frozenset[tuple[str, str]]  # (side, family)
+_JUMP = f"-j {PREFIX}"
+NO_PORT = 0  # instead of a port key: the scope has a chain, and that is empty
+EMPTY = ""  # instead of a rule: the same
 DEPTH = 16  # chains deep: what we write is at most 9
 
 
@@ -47,7 +50,7 @@ def _ours(tables: dict[str, SavedTable]) -> rules.Tables:
     found: rules.Tables = {"nat": {}, "filter": {}}
     for name in found:
         table = tables.get(name, SavedTable({}, {}))
-        found[name] = {c: [r.text for r in kept] for c, kept in table.rules.items() if c.startswith(rules.PREFIX)}
+        found[name] = {c: [r.text for r in kept] for c, kept in table.rules.items() if c.startswith(PREFIX)}
         for _, chain in (place for place in rules.BUILTIN if place[0] == name):
             jumps = [rule.text for rule in table.rules.get(chain, ()) if leads_to_us(rule.text)]
             if jumps:
@@ -74,11 +77,11 @@ def foreign_reason(saved: Saved) -> str:
     rest = [rule for tables in held(saved).values() for chains in tables.values() for rule in _chained(chains)]
     if not rest or any(_possible(text) for text in rest):
         return ""
-    return f"chains {rules.PREFIX}…: they have rules that we could not have written, such as {printable(rest[0][:100])}"
+    return f"chains {PREFIX}…: they have rules that we could not have written, such as {printable(rest[0][:100])}"
 
 
-def _chained(chains: rules.Chains) -> Iterator[str]:
-    return (text for name, texts in chains.items() if name.startswith(rules.PREFIX) for text in texts)
+def _chained(chains: Chains) -> Iterator[str]:
+    return (text for name, texts in chains.items() if name.startswith(PREFIX) for text in texts)
 
 
 def _possible(text: str) -> bool:
@@ -90,7 +93,7 @@ def counters(saved: Saved, program: Program | None) -> dict[str, tuple[int, int]
     found: dict[str, tuple[int, int]] = dict.fromkeys(program.counters if program else (), (0, 0))
     for tables in saved.values():
         for chain, kept in tables.get("nat", SavedTable({}, {})).rules.items():
-            if not chain.startswith(rules.PREFIX):
+            if not chain.startswith(PREFIX):
                 continue
             for rule in kept:
                 mapping = commented(rule.text) if rule.packets else ""
@@ -102,19 +105,22 @@ def counters(saved: Saved, program: Program | None) -> dict[str, tuple[int, int]
 
 def _guess(ours: dict[str, rules.Tables]) -> Program:
     """What the rules that can be understood mean."""
-    presence: dict[_Found, set[tuple[str, str]]] = {}
-    for family, tables in ours.items():
-        for side in SIDES:
-            for found in _walk(tables["nat"], rules.TOP[side], side, family, Scope(), 0):
-                presence.setdefault(found, set()).add((side, family))
     leaves: dict[PortMap, tuple[Entries, Entries]] = {}
     counts: set[str] = set()
-    for (scope, key, target, mapping, rewrite), present in presence.items():
-        counter = naming.counter(mapping)
-        counts.add(counter)
-        for side, family in _cover(present, scope):
-            entries, counted = leaves.setdefault(PortMap(side, scope, family, rewrite), ({}, {}))
-            entries[key], counted[key] = (target, mapping), (counter, "")
+    for scope, texts in _by_scope(ours).items():
+        presence: dict[_Found, _Where] = {}
+        for text, where in texts.items():
+            for found in _ports(text):
+                presence[found] = presence[found] | where if found in presence else where
+        covers = {where: [*_cover(where, scope)] for where in set(presence.values())}
+        for (key, target, mapping, rewrite), where in presence.items():
+            counter = naming.counter(mapping)
+            for side, family in covers[where]:
+                entries, counted = leaves.setdefault(PortMap(side, scope, family, rewrite), ({}, {}))
+                if key == NO_PORT:
+                    continue
+                counts.add(counter)
+                entries[key], counted[key] = (target, mapping), (counter, "")
     maps = _guarded({family: tables["filter"] for family, tables in ours.items()})
     for wanted, (entries, counted) in leaves.items():
         maps[naming.port_map(wanted)] = Map(PORTS, entries)
@@ -123,7 +129,35 @@ def _guess(ours: dict[str, rules.Tables]) -> Program:
     return whole(leaves, maps, DEFAULT_PRIORITY, frozenset(counts))
 
 
-def _cover(present: set[tuple[str, str]], scope: Scope) -> Iterator[tuple[str, str]]:
+def _by_scope(ours: dict[str, rules.Tables]) -> dict[Scope, dict[str, _Where]]:
+    """Where each rule of ports is, by scope. Most are on both sides and in both families, and so each is read once."""
+    found: dict[Scope, dict[str, _Where]] = {}
+    joined: dict[tuple[_Where, _Where], _Where] = {}  # ten thousand rules are in the same few places
+    for family, tables in ours.items():
+        for side in SIDES:
+            here = frozenset([(side, family)])
+            for scope, texts in _walk(tables["nat"], rules.TOP[side], side, family, Scope(), 0):
+                known = found.setdefault(scope, {})
+                for text in texts:
+                    before = known.get(text, here)
+                    if before is not here:
+                        before = joined.get((before, here)) or joined.setdefault((before, here), before | here)
+                    known[text] = before
+    return found
+
+
+def _ports(text: str) -> Iterator[_Found]:
+    """What a rule of ports gives ports to; nothing for any other."""
+    if text == EMPTY:
+        yield NO_PORT, 0, "", "port"
+    read = _translation(text)
+    if read:
+        protocol, first, last, mapping, target, step, rewrite = read
+        for port in range(first, last + 1):
+            yield port_key(protocol, port), target + step * (port - first), mapping, rewrite
+
+
+def _cover(present: _Where, scope: Scope) -> Iterator[tuple[str, str]]:
     """(side, family) of the maps that together stand for exactly these sides and families; "" stands for both."""
     families = (scope.family,) if scope.family else FAMILIES
     left = set(present)
@@ -137,22 +171,21 @@ def _cover(present: set[tuple[str, str]], scope: Scope) -> Iterator[tuple[str, s
         yield side, "" if scope.family else family
 
 
-def _walk(chains: rules.Chains, name: str, side: str, family: str, scope: Scope, depth: int) -> Iterator[_Found]:
-    """What the rules of a chain, and of the chains that it leads to, give ports to."""
-    for text in chains.get(name, ()) if depth < DEPTH else ():
-        found = _translation(text)
-        if found:
-            protocol, first, last, mapping, target, step, rewrite = found
-            for port in range(first, last + 1):
-                yield scope, port_key(protocol, port), target + step * (port - first), mapping, rewrite
-            continue
-        condition, jumps, target_name = text.rpartition("-j ")
-        if jumps and target_name.startswith(rules.PREFIX):
+def _walk(
+    chains: Chains, name: str, side: str, family: str, scope: Scope, depth: int
+) -> Iterator[tuple[Scope, list[str]]]:
+    """The rules of a chain, and of the chains that it leads to: those that are no jumps to ours, by scope. A chain that
+    somebody has emptied is still the chain of its scope."""
+    texts = chains.get(name, []) if depth < DEPTH else []
+    yield scope, [text for text in texts if _JUMP not in text] or [EMPTY] * (depth > 0 and chains.get(name) == [])
+    for text in (text for text in texts if _JUMP in text):
+        condition, _, target = text.rpartition("-j ")
+        if target.startswith(PREFIX):
             # A branch of a tree of ports, or what both sides share, is in the same scope.
-            same = target_name == rules.ALL or condition.startswith("-p ")
+            same = target == rules.ALL or condition.startswith("-p ")
             inner = scope if same else _narrower(scope, condition.split(), side, family)
             if inner is not None:
-                yield from _walk(chains, target_name, side, family, inner, depth + 1)
+                yield from _walk(chains, target, side, family, inner, depth + 1)
 
 
 def _narrower(scope: Scope, condition: list[str], side: str, family: str) -> Scope | None:
@@ -183,7 +216,6 @@ def _span(text: str, mark: str) -> tuple[int, int] | None:
     return (low, high) if 0 <= low <= high else None
 
 
-@lru_cache(1 << 17)  # of both families together; both sides have mostly the same
 def _translation(text: str) -> tuple[int, int, int, str, int, int, str] | None:
     """(protocol, first, last, mapping, first target, step between targets, rewrite) of a rule of ports."""
     found = text.split(" ")
@@ -218,7 +250,7 @@ def _refusal(text: str) -> tuple[int, int, int, str] | None:
     return PROTOCOLS[found[1]], *ports, found[-1].strip('"')
 
 
-def _guarded(tables: dict[str, rules.Chains]) -> dict[str, Map]:
+def _guarded(tables: dict[str, Chains]) -> dict[str, Map]:
     """The sets of guards."""
     presence: dict[tuple[str, int, str], list[str]] = {}
     for family, chains in tables.items():
@@ -233,7 +265,7 @@ def _guarded(tables: dict[str, rules.Chains]) -> dict[str, Map]:
     return maps
 
 
-def _walk_guards(chains: rules.Chains, name: str, address: str, depth: int) -> Iterator[tuple[str, int, str]]:
+def _walk_guards(chains: Chains, name: str, address: str, depth: int) -> Iterator[tuple[str, int, str]]:
     for text in chains.get(name, ()) if depth < DEPTH else ():
         found = _refusal(text)
         if found:
@@ -241,6 +273,6 @@ def _walk_guards(chains: rules.Chains, name: str, address: str, depth: int) -> I
             yield from ((address, port_key(protocol, port), mapping) for port in range(first, last + 1))
             continue
         condition, jumps, target = text.rpartition("-j ")
-        if jumps and target.startswith(rules.PREFIX):
+        if jumps and target.startswith(PREFIX):
             at = condition[3:].partition("/")[0] if condition.startswith("-d ") else address
             yield from _walk_guards(chains, target, at, depth + 1)

@@ -9,10 +9,8 @@ Theory of operation. A Program's chains are walked as a packet would walk them, 
     -A REDIRECTOR-IN -p tcp -m tcp --dport 80 -m comment --comment web -j DNAT --to-destination :8080
 
 There is a rule for each run of ports and none for each port: DNAT shifts a range by itself (`:9090-9099/190`). REDIRECT
-cannot, so a shifted range with `rewrite = "redirect"` is a rule for each port. More than FLAT rules of ports in one
-place become a tree: the range of ports is cut in FAN blocks again and again, and a packet passes some dozens of rules
-at most, whatever their number. Blocks are aligned to multiples of their size, so that a port that comes or goes changes
-the one chain that it is in.
+cannot, so a shifted range with `rewrite = "redirect"` is a rule for each port. Many rules of ports in one place become
+a tree (see `tree`).
 
 The guards of exclusive mappings are in the filter table, which iptables changes apart from nat.
 
@@ -27,25 +25,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import reduce
 from operator import or_
-from zlib import adler32, crc32
 
 from redirector import naming
-from redirector.model import PROTOCOLS, Ports
-from redirector.program import (
-    Dispatch,
-    Entries,
-    Guard,
-    Jump,
-    LocalJump,
-    Program,
-    Rule,
-    Translate,
-    protocol_name,
-    runs,
-)
-from redirector.records import NamedTuple
+from redirector.backends.iptables.tree import PREFIX, Chains, Items, Tree, match, named, tree
+from redirector.model import PROTOCOLS
+from redirector.program import Dispatch, Entries, Guard, Jump, LocalJump, Program, Rule, Translate, spans
 
-PREFIX = "REDIRECTOR-"
 TOP = {"arriving": f"{PREFIX}IN", "own": f"{PREFIX}OUT"}  # by chain of the Program
 ALL = f"{PREFIX}ALL"
 GUARD = f"{PREFIX}GUARD"
@@ -56,20 +41,9 @@ SYN = "--tcp-flags FIN,SYN,RST,ACK SYN"  # what `--syn` is saved as
 # Where ours are in chains of everybody: (table, chain).
 BUILTIN = (("nat", "PREROUTING"), ("nat", "OUTPUT"), ("filter", "INPUT"))
 UNREACHABLE = {"ipv4": "icmp-port-unreachable", "ipv6": "icmp6-port-unreachable"}
-FLAT = 64  # rules of ports in one chain; more become a tree
-FAN = 32  # blocks to a chain of the tree
 
-Chains = dict[str, list[str]]
 Tables = dict[str, Chains]  # rules by chain, by table; of a built-in chain only those that are ours
-
-
-class Item(NamedTuple):
-    """One rule of ports: protocol number, and the first and last port."""
-
-    protocol: int
-    first: int
-    last: int
-    text: str
+_Found = tuple[int, int, str]  # a rule of ports: the keys of the first and the last port, and its text
 
 
 def encode(program: Program | None, family: str) -> Tables:
@@ -80,22 +54,46 @@ def encode(program: Program | None, family: str) -> Tables:
 def encoded(program: Program | None, families: Iterable[str]) -> dict[str, Tables]:
     """The rules for each family: see `encode`. What is the same in all of them is made once."""
     found: dict[str, Tables] = {family: {"nat": {}, "filter": {}} for family in families}
-    items: _Items = {}
+    trees = _Trees(program) if program is not None else None
     for family, tables in found.items():
-        if program is not None and program.chains:
-            tables["nat"] = _Nat(program, family, items).chains
+        if program is not None and trees is not None and program.chains:
+            tables["nat"] = _Nat(program, family, trees).chains
             tables["filter"] = _guards(program, family)
     return found
 
 
-_Items = dict[tuple[tuple[str, ...], ...], list[Item]]  # by the maps that they are made from
+class _Trees:
+    """The rules of ports of a Program, by the maps that they are made from, as trees."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._items: dict[_Maps, Items] = {}
+        self._trees: dict[tuple[str, _Maps], Tree] = {}
+
+    def items(self, maps: _Maps) -> Items:
+        if maps not in self._items:
+            found: list[_Found] = []
+            for rewrite, *names in maps:
+                entries = reduce(or_, (self._program.maps[name].entries for name in names))
+                found += _translations(rewrite, entries)
+            self._items[maps] = _items(found)
+        return self._items[maps]
+
+    def tree(self, name: str, maps: _Maps) -> Tree:
+        """See `tree.tree`."""
+        if (name, maps) not in self._trees:
+            self._trees[name, maps] = tree(name, self.items(maps))
+        return self._trees[name, maps]
+
+
+_Maps = tuple[tuple[str, ...], ...]  # for each rewrite: it, and the names of the maps
 
 
 class _Nat:
     """The nat table: `chains`."""
 
-    def __init__(self, program: Program, family: str, items: _Items) -> None:
-        self.program, self.family, self._items = program, family, items
+    def __init__(self, program: Program, family: str, trees: _Trees) -> None:
+        self.program, self.family, self._trees = program, family, trees
         self.chains: Chains = {}
         self._any = False
         for base, chain in (("prerouting", "arriving"), ("output", "own")):
@@ -111,46 +109,32 @@ class _Nat:
         looked_up: list[Translate] = []
         for rule in self.program.chains[name].rules:
             if isinstance(rule, Translate):
-                looked_up.append(rule)
+                looked_up += [rule] * (rule.family in ("", self.family))
             else:
                 texts += [f"{condition} -j {chain}".lstrip() for condition, chain in self._jumps(rule) if chain]
         shared = [rule for rule in looked_up if name in TOP and naming.serves_both(rule.map)]
-        items = self._ports(rule for rule in looked_up if rule not in shared)
-        if not (texts or items) and name not in TOP:
+        alone = [rule for rule in looked_up if rule not in shared]
+        if not (texts or alone) and name not in TOP:
             return ""
-        self._any = self._any or bool(items)
         own = TOP.get(name) or named(name)
-        self.chains[own] = texts + tree(own, items, self.chains)
-        if shared:
-            self._share(own, shared)
+        self.chains[own] = texts + self._ports(own, alone)
+        if shared:  # what both top chains end with
+            if ALL not in self.chains:
+                self.chains[ALL] = self._ports(ALL, shared)
+            self.chains[own].append(f"-j {ALL}")
         return own
 
-    def _share(self, own: str, shared: list[Translate]) -> None:
-        """Let a top chain end with what both of them lead to."""
-        if ALL not in self.chains:
-            items = self._ports(shared)
-            if not items:
-                return
-            self._any = True
-            self.chains[ALL] = tree(ALL, items, self.chains)
-        self.chains[own].append(f"-j {ALL}")
-
-    def _ports(self, looked_up: Iterable[Translate]) -> list[Item]:
-        """The rules of ports of these rules of a Program. That a mapping stands in one map for both families or in one
-        for each is all the same here, and so maps of one form are taken together."""
+    def _ports(self, name: str, looked_up: Iterable[Translate]) -> list[str]:
+        """The rules of the chain `name` for these rules of a Program; what they lead to is written. That a mapping
+        stands in one map for both families or in one for each is all the same here, and so maps of one form are taken
+        together."""
         maps: dict[str, list[str]] = {}
         for rule in looked_up:
-            if rule.family in ("", self.family):
-                maps.setdefault(rule.rewrite, []).append(rule.map)
-        known = tuple((rewrite, *names) for rewrite, names in maps.items())
-        if known not in self._items:
-            entries = {
-                rewrite: reduce(or_, (self.program.maps[name].entries for name in names))
-                for rewrite, names in maps.items()
-            }
-            found = (item for rewrite, some in entries.items() for item in _translations(rewrite, some))
-            self._items[known] = sorted(found)
-        return self._items[known]
+            maps.setdefault(rule.rewrite, []).append(rule.map)
+        found = self._trees.tree(name, tuple((rewrite, *names) for rewrite, names in maps.items()))
+        self._any = self._any or bool(maps)
+        self.chains |= found.below
+        return found.rules
 
     def _jumps(self, rule: Rule) -> Iterator[tuple[str, str]]:
         """(condition, chain) of each jump that a rule of a Program stands for."""
@@ -169,39 +153,34 @@ class _Nat:
                     yield f"{option} {key}/{length}", self._chain(value[0])
 
 
-def _translations(rewrite: str, entries: Entries) -> Iterator[Item]:
-    for mapping, protocol, ports, targets in runs(entries):
+def _translations(rewrite: str, entries: Entries) -> Iterator[_Found]:
+    for mapping, first, last, target, final in spans(entries):
+        comment = f"-m comment --comment {_quoted(mapping)} -j"
         if rewrite == "port":
-            to = f":{targets}" if targets.size == 1 else f":{targets}/{ports.first}"
-            yield _item(protocol, ports, f"{mapping} -j DNAT --to-destination {to}")
-        elif targets.size == 1:
-            yield _item(protocol, ports, f"{mapping} -j REDIRECT --to-ports {targets}")
+            to = f"{target}-{final}/{first & 0xFFFF}" if final > target else target
+            yield first, last, f"{match(first, last)} {comment} DNAT --to-destination :{to}"
+        elif target == final:
+            yield first, last, f"{match(first, last)} {comment} REDIRECT --to-ports {target}"
         else:
-            for port, target in zip(range(ports.first, ports.last + 1), range(targets.first, 65536), strict=False):
-                yield _item(protocol, Ports(port, port), f"{mapping} -j REDIRECT --to-ports {target}")
+            for key in range(first, last + 1):
+                yield key, key, f"{match(key, key)} {comment} REDIRECT --to-ports {target + key - first}"
 
 
-def _item(protocol: int, ports: Ports, rest: str, flags: str = "") -> Item:
-    text = f"{_match(protocol, ports.first, ports.last)}{flags} -m comment --comment {_quoted(rest)}"
-    return Item(protocol, ports.first, ports.last, text)
-
-
-def _quoted(rest: str) -> str:
-    """The comment (first word) as iptables-save has it: in quotes unless of letters, digits, "_" and "-" alone
+def _quoted(mapping: str) -> str:
+    """The comment as iptables-save has it: in quotes unless of letters, digits, "_" and "-" alone
     (xtables_save_string in libxtables/xtables.c). A mapping's name has nothing in it that would have to be escaped."""
-    name, _, more = rest.partition(" ")
-    return f'"{name}" {more}' if "." in name else rest
+    return f'"{mapping}"' if "." in mapping else mapping
 
 
-def _match(protocol: int, first: int, last: int) -> str:
-    name = protocol_name(protocol)
-    return f"-p {name} -m {name} --dport {first}" + (f":{last}" if last > first else "")
+def _items(found: list[_Found]) -> Items:
+    found.sort()
+    return Items([first for first, _, _ in found], [last for _, last, _ in found], [text for _, _, text in found])
 
 
 def _guards(program: Program, family: str) -> Chains:
     """The filter table; empty where nothing is guarded."""
     chains: Chains = {}
-    places: dict[str, list[Item]] = {}
+    places: dict[str, list[_Found]] = {}
     for rule in (rule for chain in program.chains.values() for rule in chain.rules):
         if isinstance(rule, Guard) and rule.family in ("", family):
             by_address: dict[str, Entries] = {}
@@ -216,58 +195,23 @@ def _guards(program: Program, family: str) -> Chains:
     jumps = []
     for address in sorted(filter(None, places)):
         chain = named(f"guard {address}")
-        chains[chain] = tree(chain, sorted(places[address]), chains)
+        chains[chain] = _grown(chain, places[address], chains)
         jumps.append(f"-d {address}/{128 if family == 'ipv6' else 32} -j {chain}")
-    chains[GUARD] = jumps + tree(GUARD, sorted(places.get("", [])), chains)
+    chains[GUARD] = jumps + _grown(GUARD, places.get("", []), chains)
     return chains
 
 
-def _refusals(family: str, entries: Entries) -> Iterator[Item]:
-    for mapping, protocol, ports, _ in runs(entries):
-        tcp = protocol == PROTOCOLS["tcp"]
+def _grown(name: str, found: list[_Found], chains: Chains) -> list[str]:
+    """The rules of the chain `name`; those below it are added to `chains`."""
+    grown = tree(name, _items(found))
+    chains |= grown.below
+    return grown.rules
+
+
+def _refusals(family: str, entries: Entries) -> Iterator[_Found]:
+    for mapping, first, last, _, _ in spans(entries):
+        tcp = first >> 16 == PROTOCOLS["tcp"]
         how = "tcp-reset" if tcp else UNREACHABLE[family]
-        yield _item(protocol, ports, f"{mapping} -j REJECT --reject-with {how}", f" {SYN}" if tcp else "")
-
-
-def tree(name: str, items: list[Item], chains: Chains) -> list[str]:
-    """The rules of the chain `name` for these items (sorted); chains below it are added to `chains`."""
-    if len(items) <= FLAT:
-        return [item.text for item in items]
-    protocols = sorted({item.protocol for item in items})
-    texts = []
-    for protocol in protocols:
-        mine = [item for item in items if item.protocol == protocol]
-        below = named(f"{name} {protocol}")
-        texts.append(f"-p {protocol_name(protocol)} -j {below}")
-        chains[below] = _blocks(below, mine, 0, 65536, chains)
-    return texts
-
-
-def _blocks(name: str, items: list[Item], start: int, width: int, chains: Chains) -> list[str]:
-    """As `tree`, for items of one protocol within the `width` ports from `start` on."""
-    size = width // FAN
-    if len(items) <= FLAT or size < 1:
-        return [item.text for item in items]
-    blocks: dict[int, list[Item]] = {}
-    texts = []
-    for item in items:
-        block = (item.first - start) // size
-        if (item.last - start) // size != block:
-            texts.append(item.text)  # more than one block: at most as many as there are blocks, as none overlap
-        else:
-            blocks.setdefault(block, []).append(item)
-    for block, mine in blocks.items():
-        if len(mine) == 1:
-            texts.append(mine[0].text)
-            continue
-        first = start + block * size
-        below = named(f"{name} {first} {size}")
-        texts.append(f"{_match(items[0].protocol, first, first + size - 1)} -j {below}")
-        chains[below] = _blocks(below, mine, first, size, chains)
-    return texts
-
-
-def named(what: str) -> str:
-    """The name of a chain: 27 characters of at most 28 (XT_EXTENSION_MAXNAMELEN, linux/netfilter/x_tables.h)."""
-    data = what.encode()
-    return f"{PREFIX}{crc32(data):08x}{adler32(data):08x}"
+        flags = f" {SYN}" if tcp else ""
+        comment = f"-m comment --comment {_quoted(mapping)}"
+        yield first, last, f"{match(first, last)}{flags} {comment} -j REJECT --reject-with {how}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 from redirector.backends.iptables import rules
 from redirector.backends.iptables.damage import commented
 from redirector.backends.iptables.save import SavedRule, SavedTable
+from redirector.backends.iptables.tree import PREFIX, Chains
 
 # What may stand in a rule of somebody's that we take away again by its own text: jumps to our chains have no more.
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .:/+-,!_")
@@ -31,21 +32,25 @@ def script(saved: dict[str, SavedTable], ours: rules.Tables, wanted: rules.Table
     return "".join(_table(name, saved.get(name), ours[name], wanted[name]) for name in ("nat", "filter"))
 
 
-def _table(name: str, saved: SavedTable | None, ours: rules.Chains, wanted: rules.Chains) -> str:
-    changed = [c for c, texts in wanted.items() if c.startswith(rules.PREFIX) and ours.get(c) != texts]
-    stale = [c for c in ours if c.startswith(rules.PREFIX) and c not in wanted]
+def _table(name: str, saved: SavedTable | None, ours: Chains, wanted: Chains) -> str:
+    changed = [c for c, texts in wanted.items() if c.startswith(PREFIX) and ours.get(c) != texts]
+    stale = [c for c in ours if c.startswith(PREFIX) and c not in wanted]
     edits = {c: found for c in changed if (found := _edits(ours.get(c, []), wanted[c]))}
-    anew = [c for c in changed if c not in edits]
-    lines = [f":{chain} - [0:0]" for chain in anew + stale]
+    anew = {c: None for c in changed if c not in edits}
+    lines = [f":{chain} - [0:0]" for chain in (*anew, *stale)]
     for _, chain in (place for place in rules.BUILTIN if place[0] == name):
         lines += _jumps(chain, saved, ours.get(chain, []), wanted.get(chain, []))
     if not (lines or edits):
         return ""
     kept = saved.rules if saved else {}
-    going = [rule for chain in anew + stale for rule in kept.get(chain, ())]
+    going = [rule for chain in (*anew, *stale) for rule in kept.get(chain, ())]
     going += [kept[chain][at] for chain, (gone, _) in edits.items() for at in gone]
     counts = _counts(going)
     for chain in changed:
+        if not counts and chain in anew:  # nearly all of a large text
+            before = f"-A {chain} "
+            lines += [before + text for text in wanted[chain]]
+            continue
         gone, new = edits.get(chain, ((), range(len(wanted[chain]))))
         lines += [f"-D {chain} {at + 1}" for at in reversed(gone)]
         for at in new:

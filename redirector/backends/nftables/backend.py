@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
-from redirector.backends.base import OutcomeDoubtful, Overtaken, Snapshot
+from redirector.backends.base import OutcomeDoubtful, Overtaken, Snapshot, Supposed
 from redirector.backends.nftables import decode, message, wire
 from redirector.backends.nftables.encode import Batch
 from redirector.backends.nftables.message import header, nfgenmsg
@@ -84,6 +84,9 @@ class NftablesBackend:
 
     def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
         return self._place.restart_flows(ruleset, ports)
+
+    def suppose(self, *programs: Supposed) -> None:
+        """Elements come in any order: nothing is faster than to decode them."""
 
     def observe(self) -> Snapshot:
         previous: Snapshot | None = None
