@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import tomli
@@ -115,16 +116,9 @@ def parse(files: list[source.SourceFile], backend: str = "") -> Ruleset:
             settings_file = file.name
     found = [file.diagnostic(problem) for file in opened for problem in file.problems]
     found += _names_taken(opened, places)
-    for problem in ruleset_problems(mappings):
-        file, local = _locate(places, problem.path)
-        related = ""
-        if problem.related:
-            other, other_path = _locate(places, problem.related)
-            related = other.line_of(other_path)
-        found.append(file.diagnostic(problem._replace(path=local), related))
+    found += [_placed(places, problem) for problem in ruleset_problems(mappings)]
     if found:
-        order = {file.name: i for i, file in enumerate(opened)}
-        raise InvalidFile(sorted(found, key=lambda d: (order[d.file], d.line, d.column)))
+        raise _invalid(opened, found)
     return Ruleset.checked(tuple(mappings), settings)
 
 
@@ -138,6 +132,26 @@ def places(files: list[source.SourceFile]) -> dict[str, tuple[str, int]]:
                 place = file.diagnostic(Problem(("mapping", index, "name"), ""))
                 found.setdefault(name, (place.file, place.line))
     return found
+
+
+def refused(files: list[source.SourceFile], problems: Iterable[Problem]) -> InvalidFile:
+    """What somebody finds wrong with the ruleset that `parse` made of these files, each problem with its place. Paths
+    start with ("mapping", index among all) or "settings"."""
+    opened = [_File(file) for file in files]
+    for file in opened:
+        _decode(file)
+    places = [(file, index) for file in opened for index in range(len(file.tables))]
+    settings = next((file for file in opened if "settings" in file.document), opened[0])
+    found = []
+    for problem in problems:
+        of_mapping = problem.path[:1] == ("mapping",)
+        found.append(_placed(places, problem) if of_mapping else settings.diagnostic(problem))
+    return _invalid(opened, found)
+
+
+def _invalid(files: list[_File], found: list[Diagnostic]) -> InvalidFile:
+    order = {file.name: i for i, file in enumerate(files)}
+    return InvalidFile(sorted(found, key=lambda d: (order[d.file], d.line, d.column)))
 
 
 def _names_taken(files: list[_File], places: list[tuple[_File, int]]) -> list[Diagnostic]:
@@ -158,6 +172,16 @@ def _names_taken(files: list[_File], places: list[tuple[_File, int]]) -> list[Di
             problem = Problem(("mapping", index, "name"), f"the name {quoted(name)} is already taken")
             found.append(file.diagnostic(problem, other.line_of(("mapping", other_index, "name"))))
     return found
+
+
+def _placed(places: list[tuple[_File, int]], problem: Problem) -> Diagnostic:
+    """A problem of the ruleset, where it stands in one of the files."""
+    file, local = _locate(places, problem.path)
+    related = ""
+    if problem.related:
+        other, other_path = _locate(places, problem.related)
+        related = other.line_of(other_path)
+    return file.diagnostic(problem._replace(path=local), related)
 
 
 def _locate(places: list[tuple[_File, int]], path: tuple[str | int, ...]) -> tuple[_File, tuple[str | int, ...]]:

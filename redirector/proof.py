@@ -12,8 +12,8 @@ It is no proof where
 - the file of that generation is not the one that it was made of, or there is a later one;
 - it is older than LIFETIME: a genid has 32 bits, and comes again when it has been all round. 2^32 commits in an hour
   would be a million a second, and the kernel needs more than 10 µs for each;
-- the backend has no genid: iptables-legacy. (iptables-nft has that of nf_tables. Its tools cannot commit against it, and
-  so `apply` reads everything; but what was read at it stays so while it stays.)
+- the backend has no genid: iptables-legacy. (iptables-nft has that of nf_tables. Its tools cannot commit against it,
+  and so `apply` reads everything; but what was read at it stays so while it stays.)
 - the table has the owner flag: such a one vanishes with its process, and moves no genid. Ours never has it, one that
   has is not ours, and what is not ours is never written down.
 

@@ -19,7 +19,8 @@ start of nftables.service starts it anew. That the file is broken is for the fir
 
 from __future__ import annotations
 
-from redirector.errors import BadConfiguration, Refused, printable
+from redirector.errors import BadConfiguration
+from redirector.unitfile import CONFINEMENT, command_line, quoted
 
 NAME = "redirector.service"
 STAND_IN = "redirector-reload.service"
@@ -89,45 +90,21 @@ ExecStart={{command}}
 WantedBy={" ".join(WANTED_BY[AFTERWARDS])}
 """
 
-# Each line narrows what a process with CAP_NET_ADMIN could do (systemd.exec(5)). ProtectHome= is read-only, not "yes":
-# the mapping file or Python may be in root's home. /proc stays whole: the boot's id is read there. InaccessiblePaths=
-# and not PrivateTmp=, which would make us wait for /tmp to be mounted and cleaned.
-_SANDBOX = """\
+# ProtectHome= is read-only, not "yes": the mapping file or Python may be in root's home. /proc stays whole: the boot's
+# id is read there. InaccessiblePaths= and not PrivateTmp=, which would make us wait for /tmp to be mounted and cleaned.
+_SANDBOX = f"""\
 TimeoutSec=90s
 StandardInput=null
 SyslogIdentifier=redirector
 WorkingDirectory=/
-{state}
-UMask=0077
-CapabilityBoundingSet={capabilities}
-DevicePolicy=closed
+{{state}}
+CapabilityBoundingSet={{capabilities}}
 IPAddressDeny=any
 InaccessiblePaths=-/tmp -/var/tmp
-KeyringMode=private
-LockPersonality=yes
 MemoryDenyWriteExecute=yes
-NoNewPrivileges=yes
-PrivateDevices=yes
-PrivateIPC=yes
-PrivateMounts=yes
-ProtectClock=yes
-ProtectControlGroups=yes
 ProtectHome=read-only
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectProc=invisible
-ProtectSystem=strict
-RestrictAddressFamilies={families}
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged @resources
-SystemCallErrorNumber=EPERM
-"""
+RestrictAddressFamilies={{families}}
+{CONFINEMENT}"""
 
 
 # iptables-legacy talks to the kernel through a raw socket, and takes a lock in /run; its tables are in modules that
@@ -147,8 +124,7 @@ def unit_texts(python: str, file: str, state_dir: str = "", backend: str = "nfta
     if state_dir:
         argv += ["--state-dir", state_dir]
         state = f"ReadWritePaths={quoted(f'-{state_dir}')}"  # "-": where it is missing, we are the ones to tell
-    # Only a program's arguments know variables, and so $$; and only the program's place takes a prefix such as "@".
-    command = " ".join([quoted(argv[0]), *(quoted(arg).replace("$", "$$") for arg in [*argv[1:], "boot", file])])
+    command = command_line([*argv, "boot", file])
     legacy = backend == "iptables-legacy"
     sandbox = _SANDBOX.format(
         state=state + _LEGACY * legacy,
@@ -163,15 +139,3 @@ def unit_texts(python: str, file: str, state_dir: str = "", backend: str = "nfta
         STAND_IN: _STAND_IN.format(command=command, sandbox=sandbox),
         AFTERWARDS: _AFTERWARDS.format(command=command, sandbox=sandbox),
     }
-
-
-def quoted(text: str) -> str:
-    """One word of a unit file (systemd.syntax(7), "Quoting"; systemd.unit(5), "Specifiers").
-
-    Raises Refused for characters that no terminal shows: a newline would begin the next line of the unit.
-    """
-    if not text.isprintable():
-        raise Refused(f"{printable(text)}: a path with such characters cannot stand in a unit", "choose another path")
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    plain = escaped == text and text.isascii() and not set(text) & set(" ';#")
-    return text if plain else f'"{escaped}"'

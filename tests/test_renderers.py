@@ -17,7 +17,7 @@ from redirector import mappings, renderers
 from redirector.backends.nftables.encode import MARK
 from redirector.compile import compile_ruleset
 from redirector.errors import Refused, Usage
-from redirector.model import Mapping, Ports, Ruleset
+from redirector.model import InvalidModel, Mapping, Ports, Ruleset
 from redirector.program import COUNTS, INTERFACES, PORTS, Chain, Foreign, Jump, Map, Program, Rule, port_key, references
 from tests import strategies
 
@@ -55,8 +55,9 @@ def both(ruleset: Ruleset) -> str:
 def test_golden_iptables(path: Path) -> None:
     ruleset = mappings.load(str(path))
     if path.stem == FOR_NFTABLES:
-        with pytest.raises(Refused, match="knows no priorities"):
+        with pytest.raises(InvalidModel, match="knows no priorities") as caught:
             both(ruleset)
+        assert [problem.path for problem in caught.value.problems] == [("settings", "priority")]
     else:
         assert both(ruleset) == path.with_suffix(".iptables").read_text(encoding="ascii")
 
@@ -76,6 +77,7 @@ def test_a_kind_that_there_is_not() -> None:
     with pytest.raises(Usage) as caught:
         rendered("yaml", Ruleset())
     assert "nft" in caught.value.hint
+    assert "nginx" in caught.value.hint
 
 
 @given(strategies.rulesets())
@@ -138,7 +140,7 @@ UNWRITABLE = {
 }
 
 
-@pytest.mark.parametrize("kind", renderers.KINDS)
+@pytest.mark.parametrize("kind", renderers.RULES)
 @pytest.mark.parametrize("what", UNWRITABLE)
 def test_nothing_foreign_is_pasted(kind: str, what: str) -> None:
     """A Program that was observed may hold anything. What could end a string or a block, or is not ours, is refused."""

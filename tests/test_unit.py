@@ -9,7 +9,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from redirector.errors import Refused
-from redirector.unit import NAME, STAND_IN, quoted, unit_texts
+from redirector.unit import NAME, STAND_IN, unit_texts
+from redirector.unitfile import quoted
 from tests.strategies import quick
 
 PYTHON = "/usr/bin/python3"

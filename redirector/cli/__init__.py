@@ -23,7 +23,7 @@ from redirector.errors import OutcomeUnknown, RedirectorError, Refused, Usage, p
 COMMANDS = {
     "check": "looking",
     "plan": "looking",
-    "apply": "changing",
+    "apply": "applying",
     "status": "looking",
     "doctor": "doctoring",
     "audit": "auditing",

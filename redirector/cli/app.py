@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from redirector.errors import Refused, printable
+from redirector.errors import Refused, plural, printable
 from redirector.model import BACKENDS
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from redirector.model import Ruleset
     from redirector.pending import Pending
     from redirector.plan import Plan
-    from redirector.reconcile import Judge, Origin
+    from redirector.reconcile import Judge, Origin, Outcome
     from redirector.source import SourceFile
     from redirector.terminal import Paint
 
@@ -133,6 +133,23 @@ class App:
         from redirector.terminal import as_json, say
 
         say(as_json(data()) if self.json else text())
+
+    def report_outcome(self, outcome: Outcome, waiting: Pending | None = None) -> None:
+        """Print what a change came to; `waiting` is what is still to be confirmed of it."""
+        from redirector import output
+
+        self.warn(self.findings)
+        done = f"generation {outcome.generation}" if outcome.recorded else "drift mended" if outcome.plan else ""
+        if outcome.flows:
+            done += f"; {plural(outcome.flows, 'UDP flow')} on the old way will begin anew"
+        elif outcome.flows is None:
+            done += "; UDP flows may stay on the old way until they end (conntrack could not be read)"
+        if waiting:
+            done += f", to be confirmed within {waiting.seconds_left:.0f} s: redirector confirm"
+        self.report(
+            lambda: output.plan_text(outcome.plan, self.paint, done),
+            lambda: output.outcome_json(outcome, self.findings) | {"pending": output.pending_json(waiting)},
+        )
 
     def warn(self, findings: list[Finding]) -> None:
         """Print findings to standard error (in JSON they are part of the result)."""

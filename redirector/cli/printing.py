@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import click
 
@@ -14,17 +15,52 @@ from redirector.renderers import KINDS
 @command
 @file_argument
 @click.option("--as", "kind", default="nft", show_default=True, help=f"One of: {', '.join(KINDS)}.")
-def render(app: App, file: str, kind: str) -> int:
-    """Print the rules for FILE as text that other tools load."""
-    from redirector import mappings, renderers, terminal
+@click.option(
+    "--program", "programs", multiple=True, metavar="[NAME=]COMMAND", help="The server of a mapping, or of all."
+)
+@click.option("--http", multiple=True, metavar="NAME", help="The clients of this mapping speak HTTP.")
+@click.option(
+    "--stream", multiple=True, metavar="NAME", help="Pass this mapping on byte by byte, even if it is port 80."
+)
+def render(
+    app: App, file: str, kind: str, programs: tuple[str, ...], http: tuple[str, ...], stream: tuple[str, ...]
+) -> int:
+    """Print the mappings of FILE as text for other tools: as rules, or by another mechanism than a redirect."""
+    from redirector import mappings, renderers, source, terminal
     from redirector.compile import compile_ruleset
+    from redirector.model import InvalidModel
 
+    if app.json and kind in renderers.MECHANISMS:
+        raise Usage(f"{kind} has no JSON", "leave --json out")
     kind = "json" if app.json else kind
     if kind not in renderers.KINDS:
         raise Usage(f"there is no rendering as {printable(kind)}", "the kinds are: " + ", ".join(renderers.KINDS))
-    ruleset = mappings.load(file)
-    terminal.say(renderers.render(kind, ruleset, compile_ruleset(ruleset)).rstrip("\n"))
+    options = renderers.Options(dict(map(_program, programs)), frozenset(http), frozenset(stream))
+    for name in renderers.unused(kind, options):
+        raise Usage(f"--{name.removesuffix('s')} is of no use with --as {kind}", "leave it out")
+    files = source.read(file)
+    ruleset = mappings.parse(files)
+    try:
+        text = renderers.render(kind, ruleset, compile_ruleset(ruleset), options)
+    except InvalidModel as error:
+        raise mappings.refused(files, error.problems) from None
+    terminal.say(text.rstrip("\n"))
     return 0
+
+
+def _program(text: str) -> tuple[str, tuple[str, ...]]:
+    """(mapping's name or "", program and arguments) of "NAME=/usr/bin/server --flag" or "/usr/bin/server"."""
+    name, command = ("", text) if text.startswith("/") else text.split("=", 1) if "=" in text else ("", text)
+    try:
+        argv = tuple(shlex.split(command))
+    except ValueError as error:
+        raise Usage(f"--program {printable(text)}: {error}") from None
+    if not argv or not argv[0].startswith("/") or not command.isprintable():
+        raise Usage(
+            f"--program {printable(text)}: a program is an absolute path",
+            "write NAME=/usr/bin/server, or the path alone",
+        )
+    return name, argv
 
 
 @command

@@ -10,14 +10,15 @@ from redirector.backends.iptables import rules
 from redirector.backends.iptables.script import script
 from redirector.compile import compile_ruleset
 from redirector.errors import Refused
-from redirector.model import Ruleset, backend_problems
+from redirector.model import InvalidModel, Ruleset, backend_problems
 from redirector.program import Program
+from redirector.renderers import Options
 
 FAMILY = "ipv4"
 
 
-def render(ruleset: Ruleset, program: Program) -> str:
-    """Raises Refused for what iptables cannot do."""
+def render(ruleset: Ruleset, program: Program, _options: Options) -> str:
+    """Raises InvalidModel for what iptables cannot do."""
     return text(ruleset, program, FAMILY)
 
 
@@ -25,6 +26,7 @@ def text(ruleset: Ruleset, program: Program, family: str) -> str:
     """The rules of one family."""
     if program != compile_ruleset(ruleset):
         raise Refused("what others have put into the table cannot be written down")
-    for problem in backend_problems(ruleset.settings, "iptables"):
-        raise Refused(problem.message, problem.hint)
+    problems = list(backend_problems(ruleset.settings, "iptables"))
+    if problems:
+        raise InvalidModel(problems)
     return script({}, {"nat": {}, "filter": {}}, rules.encode(program, family))

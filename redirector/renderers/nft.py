@@ -42,6 +42,7 @@ from redirector.program import (
     Rule,
     Translate,
 )
+from redirector.renderers import Options
 
 # nft's token for names (src/scanner.l, "string"), less the "\" that it also allows.
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*", re.ASCII)
@@ -65,7 +66,7 @@ HEADERS = {"ipv4": "ip", "ipv6": "ip6"}  # what nft calls the network header
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
-def render(_: Ruleset, program: Program) -> str:
+def render(_: Ruleset, program: Program, _options: Options) -> str:
     """The table as text. Raises errors.Refused for a Program that was not compiled but observed, with foreign parts."""
     check(program)
     blocks = [_block("counter", name, []) for name in sorted(program.counters)]

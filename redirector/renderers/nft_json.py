@@ -37,6 +37,7 @@ from redirector.program import (
     Rule,
     Translate,
 )
+from redirector.renderers import Options
 from redirector.renderers.nft import DATA_TYPES, HEADERS, KEY_TYPES, check, identifier, key_parts, mask, plain, size
 
 Json = dict[str, Any]
@@ -50,7 +51,7 @@ PROTOCOL: Json = {"meta": {"key": "l4proto"}}
 PORT: Json = {"payload": {"protocol": "th", "field": "dport"}}
 
 
-def render(_: Ruleset, program: Program) -> str:
+def render(_: Ruleset, program: Program, _options: Options) -> str:
     """The document. Raises errors.Refused for foreign parts (see `nft.check`) and interfaces that cannot be named."""
     check(program)
     lines = [json.dumps(found, ensure_ascii=False) for found in _objects(program)]

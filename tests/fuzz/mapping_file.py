@@ -14,11 +14,11 @@ import tomli
 from redirector import mappings, output, renderers, saved
 from redirector.backends.nftables.encode import Batch
 from redirector.compile import compile_ruleset
-from redirector.errors import BadConfiguration, Refused
+from redirector.errors import BadConfiguration, Refused, Usage
 from redirector.fields import FIELDS, SETTINGS
 from redirector.guards import static_findings
 from redirector.mappings import Diagnostic, InvalidFile, from_document, to_document, write
-from redirector.model import Ruleset
+from redirector.model import InvalidModel, Ruleset
 from redirector.plan import make_plan, perform
 from redirector.source import SourceFile
 from redirector.terminal import Paint
@@ -245,5 +245,8 @@ def check_ruleset(found: Ruleset) -> None:
     for kind in renderers.KINDS:
         try:
             renderers.render(kind, found, program)
-        except Refused as error:
+        except (Refused, Usage) as error:  # Usage: where the options tell no program
             check_words(error.message, error.hint)
+        except InvalidModel as error:
+            for problem in error.problems:
+                check_words(problem.message, problem.hint)

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from redirector import pending, reconcile
+from redirector import pending, proof, reconcile
 from redirector.history import Record
 from redirector.model import Ruleset
 from redirector.plan import make_plan
@@ -76,12 +76,14 @@ class Scenario(NamedTuple):
     """`command` ({old}, {new}: mapping files) from what `prepare` makes of an empty namespace and state folder.
 
     `errors`: whether errors are tried, too, and not only kills. Its exit code must then tell whether it did its work.
+    `proven`: whether what the kernel holds is known when it begins, and so need not be read.
     """
 
     name: str
     command: tuple[str, ...]
     prepare: Callable[[Product], None]
     errors: bool = True
+    proven: bool = False
 
     @property
     def title(self) -> str:
@@ -114,11 +116,14 @@ def _overdue(product: Product) -> None:
 SCENARIOS = (
     Scenario("first apply", ("apply", "{new}"), _nothing),
     Scenario("apply", ("apply", "{new}"), _old),
+    Scenario("apply, proven", ("apply", "{new}"), _old, proven=True),
     Scenario("apply --verify", ("apply", "--verify", "{new}"), _old, errors=False),
     Scenario("apply --confirm", ("apply", f"--confirm={LONG:.0f}", "{new}"), _old),
     Scenario("first apply --confirm", ("apply", f"--confirm={LONG:.0f}", "{new}"), _nothing, errors=False),
     Scenario("rollback", ("rollback",), _both),
+    Scenario("rollback, proven", ("rollback",), _both, errors=False, proven=True),
     Scenario("remove", ("remove",), _old),
+    Scenario("remove, proven", ("remove",), _old, errors=False, proven=True),
     Scenario("remove --purge", ("remove", "--purge"), _old, errors=False),
     Scenario("confirm", ("confirm",), _waiting),
     Scenario("cancel", ("cancel",), _waiting),
@@ -255,6 +260,10 @@ class Rig:
         shutil.rmtree(self.lab.state_dir)
         shutil.copytree(self._template, self.lab.state_dir)
         self._load(self.before.program)
+        if self.scenario.proven:  # which what was copied proves no more
+            found = self.product.status().proof
+            assert found is not None
+            proof.save(self.lab.state_dir, found)
 
     def close(self) -> list[str]:
         """Await the end of every watchdog that was started here; what is wrong with the foreign table."""

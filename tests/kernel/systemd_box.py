@@ -83,7 +83,11 @@ cp -a box/packages/. opt/redirector/lib/python3.*/site-packages/
 chmod -R go-w opt/redirector # whatever the checkout's umask
 sh -eu box/prepare
 ip link set lo up
-exec chroot . env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
+mkdir old
+pivot_root . old # not chroot: in there nobody may make a user namespace (PrivateUsers=)
+umount -l old
+rmdir old
+exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
     setpriv --bounding-set -sys_module,-sys_time,-syslog,-sys_boot,-sys_rawio \\
     /lib/systemd/systemd --system --unit=box.target --show-status=no --log-level=warning --log-target=console
 """
@@ -93,20 +97,24 @@ UNITS = {
     "[Service]\nType=oneshot\nExecStart=/bin/sh -eu /box/scenario\nExecStopPost=/bin/sh -c 'echo > /box/end'\n"
     "StandardOutput=file:/box/out\nStandardError=file:/box/complaints\n",
 }
-# For scenarios. `plug` gives the box an external client, in a network namespace of its own, and servers on 8080 and up;
-# `ask ADDRESS PORT` is what that client is told. `hear FILE` writes the times of commits. `settle` returns when systemd
-# has nothing of ours left to do.
+# For scenarios. `wire` gives the box an external client of two addresses, in a network namespace of its own, and `plug`
+# servers on 8080 and up besides; `ask ADDRESS PORT` is what that client is told. `hear FILE` writes the times of
+# commits. `settle` returns when systemd has nothing of ours left to do.
 FUNCTIONS = """
 ADDRESSES="192.0.2.1 2001:db8:1::1"
-plug() {
+wire() {
     ip netns add client
     ip link add uplink type veth peer name eth0 netns client
     ip addr add 192.0.2.1/24 dev uplink
     ip addr add 2001:db8:1::1/64 dev uplink nodad
     ip link set uplink up
-    ip -n client addr add 192.0.2.100/24 dev eth0
-    ip -n client addr add 2001:db8:1::100/64 dev eth0 nodad
+    for address in 192.0.2.100/24 192.0.2.101/24 2001:db8:1::101/64 2001:db8:1::100/64; do # as in lab.py
+        ip -n client addr add $address dev eth0 $(test "${address#*:}" = "$address" || echo nodad)
+    done
     ip -n client link set eth0 up
+}
+plug() {
+    wire
     $PYTHON -I /box/peer.py serve 8080 8081 8082
 }
 hear() { $PYTHON -I /box/peer.py hear "$@"; }
@@ -125,7 +133,7 @@ def run(folder: Path, prepare: str, scenario: str) -> str:
         raise AssertionError("a box with systemd needs root, and not that of a user namespace: run these tests as root")
     shared = folder / "shared"
     shared.mkdir(exist_ok=True)
-    python, homes = _python()
+    python, homes = system_python()
     units = "".join(f"cat > etc/systemd/system/{name} <<'END'\n{text}END\n" for name, text in UNITS.items())
     (shared / "prepare").write_text(f"{units}{prepare}")
     (shared / "scenario").write_text(f"PYTHON={python}\n{FUNCTIONS}{scenario}")
@@ -162,7 +170,7 @@ def run(folder: Path, prepare: str, scenario: str) -> str:
     return (shared / "out").read_text()
 
 
-def _python() -> tuple[str, list[str]]:
+def system_python() -> tuple[str, list[str]]:
     """A Python of the box, and the folders that it needs from outside of this machine's root file system."""
     code = "import sys, venv; sys.exit(sys.version_info < (3, 11))"
     with contextlib.suppress(FileNotFoundError):

@@ -125,5 +125,5 @@ def test_nobody_else_starts_processes() -> None:
             if "subprocess" in names or re.fullmatch("system|popen|fork|exec[lv].*|spawn.*|posix_spawn.*", attribute):
                 found.add(str(path.relative_to(home)))
     assert found == {
-        "watchdog.py", "trusted.py", "host/children.py", "cli/changing.py", "host/namespaces.py", "demo/stage.py",
+        "watchdog.py", "trusted.py", "host/children.py", "cli/applying.py", "host/namespaces.py", "demo/stage.py",
     }  # fmt: skip

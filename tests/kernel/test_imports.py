@@ -39,7 +39,7 @@ BACKENDS = (
 STATUS = f"{START} {PROOF} cli.looking report"
 FULL = f"{STATUS} {BACKENDS} status"
 HOST = "host host.dumps host.facts host.listeners host.processes host.ssh host.units"
-APPLY = f"{START} {PROOF} {BACKENDS} {HOST} cli.changing guards"
+APPLY = f"{START} {PROOF} {BACKENDS} {HOST} cli.applying guards"
 
 STDLIB = (
     "_json _locale _socket _string _struct array bisect _bisect fcntl json json.decoder json.encoder json.scanner "
