@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from redirector.backends.nftables.backend import kernel_fault
 from redirector.choose import Choice, foreign_rules, known_by, missing, ours
 from redirector.errors import printable
+from redirector.findings import ERROR, NOTE, WARNING, Finding
 from redirector.host.firewalls import Firewalls
 from redirector.model import ARRIVING, DEFAULT_PRIORITY, Mapping, Ports, Ruleset
 from redirector.naming import TABLE
@@ -19,18 +20,8 @@ from redirector.others import Hit, Question, Spans, Table, follow, listed, overl
 from redirector.others.openings import opening
 from redirector.records import NamedTuple
 
-ERROR, WARNING, NOTE = "error", "warning", "note"
 IPTABLES_PRIORITY = -100  # NF_IP_PRI_NAT_DST (linux/netfilter_ipv4.h): where the iptables backends are
 SHOWN = 6  # ports, or names, in a sentence
-
-
-class Finding(NamedTuple):
-    """`id` is for scripts; `severity` error, warning or note; `message` one sentence; `fix` commands or steps."""
-
-    id: str
-    severity: str
-    message: str
-    fix: tuple[str, ...] = ()
 
 
 class Taken(NamedTuple):
@@ -225,7 +216,7 @@ def _filtered(ruleset: Ruleset, tables: Iterable[Table]) -> Iterator[Finding]:
             # By what decides: one finding for a protocol and a rule (or the policy), over both families.
             dropped: dict[tuple[str, bool, str], list[Ports]] = {}
             for question in questions:
-                for hit in _stopped(table, base, question):
+                for hit in stopped(table, base, question):
                     text = hit.clause.text if hit.clause else ""
                     key = (question.protocol, question.dnat, f"{hit.chain}\n{text}")
                     dropped.setdefault(key, []).extend(hit.ports)
@@ -233,7 +224,7 @@ def _filtered(ruleset: Ruleset, tables: Iterable[Table]) -> Iterator[Finding]:
                 yield _stop(ruleset, table, base, Question(protocol, "", spans(ports), translated), decider)
 
 
-def _stopped(table: Table, base: str, question: Question) -> Iterator[Hit]:
+def stopped(table: Table, base: str, question: Question) -> Iterator[Hit]:
     """What is dropped for certain, and for which no rule that names the port makes an exception for some."""
     if question.family not in table.families:
         return

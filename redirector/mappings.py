@@ -122,6 +122,18 @@ def parse(files: list[source.SourceFile], backend: str = "") -> Ruleset:
     return Ruleset.checked(tuple(mappings), settings)
 
 
+def places(files: list[source.SourceFile]) -> dict[str, tuple[str, int]]:
+    """Where each name stands, by file and line; nothing of files that cannot be decoded."""
+    found: dict[str, tuple[str, int]] = {}
+    for file in map(_File, files):
+        for index, table in enumerate([] if _decode(file) else file.tables):
+            name = table.get("name") if isinstance(table, dict) else None
+            if isinstance(name, str):
+                place = file.diagnostic(Problem(("mapping", index, "name"), ""))
+                found.setdefault(name, (place.file, place.line))
+    return found
+
+
 def refused(files: list[source.SourceFile], problems: Iterable[Problem]) -> InvalidFile:
     """What somebody finds wrong with the ruleset that `parse` made of these files, each problem with its place. Paths
     start with ("mapping", index among all) or "settings"."""

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redirector.choose import Choice
-from redirector.diagnose import Finding, findings
+from redirector.diagnose import findings
+from redirector.findings import Finding
 from redirector.host.firewalls import Firewalls, NftChain
 from redirector.host.listings import Listed, Saved
 from redirector.model import Mapping, Ports, Ruleset, Settings

@@ -26,6 +26,8 @@ COMMANDS = {
     "apply": "applying",
     "status": "looking",
     "doctor": "doctoring",
+    "audit": "auditing",
+    "explain": "auditing",
     "confirm": "changing",
     "cancel": "changing",
     "rollback": "changing",

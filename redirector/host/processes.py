@@ -64,11 +64,18 @@ def sockets(pid: int, proc: str = "/proc") -> set[int]:
     return set(_sockets(proc, pid))
 
 
-def owners(inodes: AbstractSet[int], proc: str = "/proc") -> dict[int, list[Process]]:
+def parent(pid: int, proc: str = "/proc") -> int:
+    """The parent's process id; 0 where it cannot be seen."""
+    stat = _read_stat(proc, pid)
+    return stat[2] if stat else 0
+
+
+def owners(inodes: AbstractSet[int], proc: str = "/proc", *, every: bool = False) -> dict[int, list[Process]]:
     """Processes that hold these sockets, by inode; an inode whose holders cannot be seen is absent.
 
     The search goes by process id and ends when each inode has a holder, so workers that inherited a socket may be
-    missing. Process 1 comes last: it holds the sockets of the services that it activates, which are the better answer.
+    missing, unless `every` holder is asked for. Process 1 comes last: it holds the sockets of the services that it
+    activates, which are the better answer.
     """
     wanted = {inode for inode in inodes if inode}  # 0 is no inode
     found: dict[int, list[Process]] = {}
@@ -80,7 +87,7 @@ def owners(inodes: AbstractSet[int], proc: str = "/proc") -> dict[int, list[Proc
         pids.remove(INIT)
         pids.append(INIT)
     for pid in pids:
-        if len(found) == len(wanted):
+        if len(found) == len(wanted) and not (every and wanted):
             break
         held = wanted.intersection(_sockets(proc, pid))
         process = _process(proc, pid) if held else None

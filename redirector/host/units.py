@@ -29,6 +29,8 @@ UNIT_FOLDERS = (
 )
 MAX_SIZE = 1 << 20  # bytes; systemd refuses longer lines, and unit files are a few hundred bytes
 
+LoadPath = list[tuple[str, set[str]]]
+
 _UNREADABLE = (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError)
 
 
@@ -45,24 +47,40 @@ class SocketUnit(NamedTuple):
         return (self.service or self.name).rpartition(".")[0].partition("@")[0]
 
 
-def assignments(text: str, section: str) -> Iterator[tuple[str, str]]:
-    """(key, value) of each assignment in one section of a unit file: continued lines joined, comments left out."""
-    current = ""
-    pending = ""
-    for raw in (*text.split("\n"), ""):  # the last one ends a continued line at the end of the file
+class Setting(NamedTuple):
+    """One assignment of a unit file; `line` is where it begins, from 1."""
+
+    section: str
+    key: str
+    value: str
+    line: int
+
+
+def settings(text: str) -> Iterator[Setting]:
+    """Every assignment of a unit file: continued lines joined, comments left out."""
+    section = ""
+    pending, begun = "", 0
+    for number, raw in enumerate((*text.split("\n"), ""), 1):  # the last one ends a continued line at the file's end
         line = raw.strip()
         if line.startswith(("#", ";")):
             continue  # also between the parts of a continued line
+        begun = begun or number
         if line.endswith("\\"):
             pending += line[:-1] + " "
             continue
-        line, pending = pending + line, ""
+        line, start = pending + line, begun
+        pending, begun = "", 0
         if line.startswith("[") and line.endswith("]"):
-            current = line[1:-1]
-        elif current == section:
+            section = line[1:-1]
+        else:
             key, equals, value = line.partition("=")
             if equals:
-                yield key.strip(), value.strip()
+                yield Setting(section, key.strip(), value.strip(), start)
+
+
+def assignments(text: str, section: str) -> Iterator[tuple[str, str]]:
+    """(key, value) of each assignment in one section of a unit file."""
+    return ((found.key, found.value) for found in settings(text) if found.section == section)
 
 
 def port_number(text: str) -> int | None:
@@ -84,15 +102,25 @@ def stream_port(value: str) -> int | None:
 
 def socket_units(folders: Sequence[str] = UNIT_FOLDERS) -> list[SocketUnit]:
     """Every socket unit of the load path, effective or not; what cannot be read is passed over."""
-    listed = [(folder, set(_names(folder))) for folder in folders]
-    units = sorted({name.removesuffix(".d") for _, names in listed for name in names if _is_unit(name)})
-    return [_effective(unit, listed) for unit in units]
+    listed = load_path(folders)
+    return [_effective(unit, listed) for unit in unit_names(listed, ".socket")]
 
 
-def _effective(unit: str, listed: list[tuple[str, set[str]]]) -> SocketUnit:
+def load_path(folders: Sequence[str] = UNIT_FOLDERS) -> LoadPath:
+    """Each folder of the load path with the names in it."""
+    return [(folder, set(_names(folder))) for folder in folders]
+
+
+def unit_names(listed: LoadPath, kind: str) -> list[str]:
+    """The units of a kind (".socket") that have a file, or a drop-in."""
+    names = {name.removesuffix(".d") for _, found in listed for name in found if name.endswith((kind, f"{kind}.d"))}
+    return sorted(names)
+
+
+def _effective(unit: str, listed: LoadPath) -> SocketUnit:
     ports: list[int | None] = []
     service = ""
-    for path in _sources(unit, listed):
+    for path in sources(unit, listed):
         for key, value in assignments(_read(path), "Socket"):
             if key == "ListenStream":
                 ports = [*ports, stream_port(value)] if value else []
@@ -103,7 +131,7 @@ def _effective(unit: str, listed: list[tuple[str, set[str]]]) -> SocketUnit:
     return SocketUnit(unit, frozenset(port for port in ports if port), service)
 
 
-def _sources(unit: str, listed: list[tuple[str, set[str]]]) -> Iterator[str]:
+def sources(unit: str, listed: LoadPath) -> Iterator[str]:
     """The files that make the unit, in the order in which they count."""
     for folder, names in listed:
         if unit in names:
@@ -116,10 +144,6 @@ def _sources(unit: str, listed: list[tuple[str, set[str]]]) -> Iterator[str]:
                 if name.endswith(".conf"):
                     drop_ins.setdefault(name, f"{folder}/{unit}.d/{name}")
     yield from (path for _, path in sorted(drop_ins.items()))
-
-
-def _is_unit(name: str) -> bool:
-    return name.endswith((".socket", ".socket.d"))
 
 
 def _is_address(family: int, text: str) -> bool:

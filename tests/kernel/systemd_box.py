@@ -140,7 +140,7 @@ def run(folder: Path, prepare: str, scenario: str) -> str:
     shutil.copy(Path(__file__).with_name("peer.py"), shared)
     packages = shared / "packages"
     shutil.copytree(Path(redirector.__file__ or "").parent, packages / "redirector")  # with what is compiled of it
-    for name in ("click", "tomli"):
+    for name in ("click", "crossplane", "tomli"):
         for file in metadata.files(name) or ():
             (packages / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file.locate(), packages / file)

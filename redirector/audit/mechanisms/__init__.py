@@ -1,0 +1,1 @@
+"""Mechanisms: each module has `gather(tree)`. The table is `audit.MECHANISMS`."""
