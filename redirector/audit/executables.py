@@ -13,17 +13,13 @@ import struct
 
 from redirector.audit.capability import ATTRIBUTE, FileCaps, decode
 from redirector.audit.tree import Tree
+from redirector.interpreters import interprets
 from redirector.records import NamedTuple
 
 HEAD = 1 << 16  # bytes: program headers and notes stand at the beginning
 PT_INTERP, PT_NOTE = 3, 4  # elf.h
 GO_NOTE = b"Go\0\0"
 SEARCH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-_RUN_ANYTHING = """
-python perl ruby node nodejs php bash dash sh zsh ksh busybox lua luajit java tclsh guile Rscript R deno bun gdb awk
-gawk mawk env
-"""
-INTERPRETERS = frozenset(_RUN_ANYTHING.split())
 
 
 class Executable(NamedTuple):
@@ -43,9 +39,7 @@ class Executable(NamedTuple):
     @property
     def interprets(self) -> bool:
         """Whether it runs whatever program a user hands it."""
-        name = os.path.basename(self.path)
-        stem = name.rstrip("0123456789.-")
-        return name in INTERPRETERS or stem in INTERPRETERS
+        return interprets(os.path.basename(self.path))
 
     @property
     def setuid_root(self) -> bool:

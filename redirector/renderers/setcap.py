@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from shlex import quote
 
 from redirector.errors import Refused, Usage, printable
+from redirector.interpreters import interprets
 from redirector.model import Ruleset
 from redirector.program import Program
 from redirector.renderers import Options
@@ -18,11 +18,6 @@ from redirector.renderers.units import servers
 OPTIONS = ("programs",)
 LIMITS = Limits("a file capability", ("tcp", "udp", "sctp"), proxy=False, nested=False, sockets=0)
 CAPABILITY = "cap_net_bind_service=+ep"
-# With the capability on one of these every script of every user has it.
-INTERPRETERS = re.compile(
-    r"(python|pypy|perl|ruby|node|nodejs|deno|bun|php|php-cgi|lua|luajit|java|bash|dash|sh|zsh|ksh|busybox|tclsh|guile|"
-    r"gawk|mawk|awk|erl|beam\.smp|dotnet|mono|qemu-\w+)[0-9.]*"
-)
 _CHECKS = """\
 refuse() {
     echo "$program: $1: nothing was changed" >&2
@@ -63,7 +58,7 @@ def render(ruleset: Ruleset, _: Program, options: Options) -> str:
 
 def _program(argv: tuple[str, ...]) -> str:
     name = argv[0].rpartition("/")[2]
-    if INTERPRETERS.fullmatch(name):
+    if interprets(name):
         message = f"{printable(argv[0])} is an interpreter: with the capability every script of every user has it"
         raise Refused(message, "--as systemd-ambient gives it to one service alone")
     if len(argv) > 1:
