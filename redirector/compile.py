@@ -272,5 +272,5 @@ def _mapped_to_themselves(mapping: Mapping) -> Iterator[tuple[str, int]]:
             same = range(target, target + 1) if listen.first <= target <= listen.last else range(0)
         for port in same:
             for protocol in mapping.protocol:
-                for family in mapping.families:
+                for family in mapping.served:
                     yield family, port_key(PROTOCOLS[protocol], port)

@@ -104,7 +104,7 @@ def _direct(ruleset: Ruleset, packet: Packet) -> Decision:
 def _mapped_to_itself(ruleset: Ruleset, packet: Packet) -> bool:
     return any(
         packet.protocol in mapping.protocol
-        and packet.family in mapping.families
+        and packet.family in mapping.served
         and any(ports.first <= packet.port <= ports.last for ports in mapping.listen)
         and mapping.target(packet.port) == packet.port
         for mapping in ruleset.enabled

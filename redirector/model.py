@@ -157,6 +157,12 @@ class Mapping(_MappingFields):
     def families(self) -> tuple[str, ...]:
         return FAMILIES if self.family == "both" else (self.family,)
 
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The families of which it takes any packets: its sources and addresses may leave one of `families` out."""
+        found = {scope.family for _, scope in self.claims}
+        return self.families if "" in found else tuple(family for family in FAMILIES if family in found)
+
     def target(self, port: int) -> int:
         """The port that one of the listened ports goes to."""
         return self.to.first + (port - self.listen[0].first if self.shifted else 0)

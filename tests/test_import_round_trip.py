@@ -70,6 +70,13 @@ def check(ruleset: Ruleset) -> None:
     assert guarded(found.ruleset) == guarded(open_)
 
 
+def test_a_guard_beside_a_port_that_is_mapped_to_itself_for_one_family_only() -> None:
+    """By its source alone: with it the other family is not spared."""
+    web = mapping("web", "1", "3", exclusive=True, local=False)
+    itself = mapping("itself", "1-3", "3", exclusive=True, local=False, family="ipv4", source=("0.0.0.0/0",))
+    check(Ruleset((web, itself)))
+
+
 def guarded(ruleset: Ruleset) -> dict[str, set[object]]:
     """The keys of all sets of guards."""
     maps = compile_ruleset(ruleset).maps
