@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.kernel.lab import Lab
-from tests.kernel.product import Product, mapping
+from tests.kernel.product import Product, mapping, on_nftables
 from tests.kernel.systemd_box import SYSTEM_PYTHON
 
 NOBODY = "65534"
@@ -154,6 +154,7 @@ class TestTheChain:
         assert found.count("20000-29999") == 1
 
 
+@on_nftables  # what let a server bind is no matter of the rules
 class TestMechanisms:
     """Each on port 80 of a namespace without rules, by a real process."""
 
@@ -208,6 +209,7 @@ class TestMechanisms:
             assert self.mechanism(product) == ("unknown", None, ["nobody"])
 
 
+@on_nftables
 def test_without_capabilities_it_tells_what_it_cannot_see(lab: Lab, product: Product) -> None:
     powerless = ["setpriv", "--bounding-set=-all", "--"]
     done = lab.host.namespace.run([*powerless, *lab.command("audit", "80", "--json")], env=lab.environment(), text=True)
@@ -216,12 +218,14 @@ def test_without_capabilities_it_tells_what_it_cannot_see(lab: Lab, product: Pro
     assert [one["id"] for one in found["findings"] if "cannot be read" in one["message"]]
 
 
+@on_nftables
 def test_the_root_has_to_be_a_folder(product: Product) -> None:
     product.run("audit", "--root", "/nonexistent", code=1)
     product.run("audit", "0", code=64)
     product.run("audit", "--root", "/", "--netns", "x", code=64)
 
 
+@on_nftables
 def test_a_tree(product: Product, tmp_path: Path) -> None:
     folder = tmp_path / "tree" / "etc" / "redirector"
     folder.mkdir(parents=True)

@@ -7,13 +7,11 @@ into differs from version to version, so those sets are bounds.
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tests.kernel.product import Product, insist, mapping, on_nftables
 
-from tests.kernel.lab import Lab
-from tests.kernel.product import Product, insist, mapping
+pytestmark = on_nftables
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CODE = """
@@ -45,12 +43,6 @@ STDLIB = (
     "_json _locale _socket _string _struct array bisect _bisect fcntl json json.decoder json.encoder json.scanner "
     "locale pwd string struct zlib tomli tomli._parser tomli._re tomli._types difflib time errno"
 )
-
-
-@pytest.fixture
-def product(lab: Lab) -> Iterator[Product]:
-    with Product(lab) as found:
-        yield found
 
 
 def imported(product: Product, *args: str) -> tuple[set[str], set[str]]:
