@@ -15,13 +15,14 @@ COLOURS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
 
 class Finding(NamedTuple):
     """`id` is for scripts; `severity` error, warning or note; `message` one sentence; `fix` commands or steps; `port`
-    the one that it is about, 0 for all of them, or none."""
+    the one that it is about, 0 for all of them, or none; `about` the file or unit, "" where the port says enough."""
 
     id: str
     severity: str
     message: str
     fix: tuple[str, ...] = ()
     port: int = 0
+    about: str = ""
 
 
 def lines(findings: Sequence[Finding], paint: Paint) -> Iterator[str]:

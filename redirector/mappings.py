@@ -27,7 +27,8 @@ ROOT_KEYS = ("version", "mapping", "settings")
 
 
 class Diagnostic(NamedTuple):
-    """One problem with its place: `line` and `column` count from 1, in characters; `text` is the source line."""
+    """One problem with its place: `line` and `column` count from 1, in characters, and are 0 where it
+    is the file as a whole; `text` is the source line."""
 
     file: str
     line: int
@@ -37,16 +38,18 @@ class Diagnostic(NamedTuple):
     hint: str = ""
     text: str = ""
 
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
 
 class InvalidFile(BadConfiguration):
-    """The mapping file has problems; all of them are in `diagnostics`, in the file's order."""
+    """A file has problems; all of them are in `diagnostics`, in the file's order."""
 
     def __init__(self, diagnostics: list[Diagnostic]) -> None:
         count = len(diagnostics)
         first = diagnostics[0]
-        super().__init__(
-            f"{first.file}:{first.line}:{first.column}: {first.message}" + f" (and {count - 1} more)" * (count > 1)
-        )
+        super().__init__(f"{first.place}: {first.message}" + f" (and {count - 1} more)" * (count > 1))
         self.diagnostics = diagnostics
 
 

@@ -35,8 +35,8 @@ FINDINGS_SHOWN = 20
 
 
 def diagnostic_text(found: Diagnostic, paint: Paint) -> str:
-    """`file:line:column: message`, the source line, a caret under the place, and what to do."""
-    lines = [f"{paint(f'{found.file}:{found.line}:{found.column}:', 'bold')} {printable(found.message)}"]
+    """`file:line:column: message` (or `file: message`), the source line, a caret under the place, and what to do."""
+    lines = [f"{paint(f'{found.place}:', 'bold')} {printable(found.message)}"]
     if found.text.strip():
         start = max(0, found.column - 1 - 60)
         shown = found.text[start : start + 100]

@@ -6,13 +6,27 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from redirector import findings
+from redirector.audit.capability import told
+from redirector.audit.document import FORMAT
+from redirector.audit.settings import settings
 from redirector.errors import plural, printable
+from redirector.model import FAMILIES
+from redirector.output_generations import differences_text
+from redirector.records import NamedTuple
 
 if TYPE_CHECKING:
     from redirector.audit.chains import Chain, Served
+    from redirector.audit.drift import Difference
     from redirector.audit.facts import Facts, Where
     from redirector.findings import Finding
     from redirector.terminal import Paint
+
+
+class Looked(NamedTuple):
+    """What an audit was asked: two answers can only be compared where that is the same."""
+
+    ports: tuple[int, ...] = ()
+    everywhere: bool = False
 
 
 def audit_text(facts: Facts, chains: Sequence[Chain], found: Sequence[Finding], paint: Paint) -> str:
@@ -69,11 +83,19 @@ def _at(where: Where) -> str:
     return f"  [{printable(str(where))}]" if where.file else ""
 
 
-def audit_json(facts: Facts, chains: Sequence[Chain], found: Sequence[Finding]) -> dict[str, Any]:
+def audit_json(facts: Facts, chains: Sequence[Chain], found: Sequence[Finding], looked: Looked) -> dict[str, Any]:
+    """As `audit.document` checks it when it is read back."""
     return {
+        "redirector_audit": FORMAT,
         "root": facts.root or "/",
+        "asked": sorted(set(looked.ports)),
+        "everywhere": looked.everywhere,
         "ports": [_chain_json(chain, facts) for chain in chains],
-        "findings": [findings.data(one) | {"port": one.port or None} for one in found],
+        "settings": [
+            {"mechanism": one.mechanism, "name": one.name, "values": dict(one.values), **_where(one.where)}
+            for one in settings(facts)
+        ],
+        "findings": [findings.data(one) | {"port": one.port or None, "about": one.about or None} for one in found],
     }
 
 
@@ -107,7 +129,9 @@ def _chain_json(chain: Chain, facts: Facts) -> dict[str, Any]:
 def _served_json(served: Served, facts: Facts) -> dict[str, Any]:
     one = served.socket.listener
     return {
+        "protocol": one.protocol,
         "address": one.address,
+        "families": [family for family in FAMILIES if one.accepts(family)],
         "port": one.port,
         "user": facts.user(one.uid),
         "mechanism": served.means.mechanism,
@@ -120,10 +144,27 @@ def _served_json(served: Served, facts: Facts) -> dict[str, Any]:
                 "user": facts.user(holder.uid),
                 "executable": holder.executable or None,
                 "unit": holder.unit or None,
+                "permitted": told(holder.permitted) or None,
+                "effective": told(holder.effective) or None,
+                "ambient": told(holder.ambient) or None,
             }
             for holder in served.socket.holders
         ],
     }
+
+
+def drift_text(found: Sequence[Difference], paint: Paint) -> str:
+    """As the difference of two generations is told."""
+    shown = printable
+    rows = [(shown(f"{d.kind} {d.about}"), shown(d.key), shown(d.a), shown(d.b)) for d in found]
+    return differences_text(rows, paint)
+
+
+def drift_json(found: Sequence[Difference]) -> dict[str, Any]:
+    rows = [
+        {"kind": one.kind, "about": one.about, "key": one.key, "a": one.a or None, "b": one.b or None} for one in found
+    ]
+    return {"equal": not found, "differences": rows}
 
 
 def _where(where: Where) -> dict[str, Any]:

@@ -89,3 +89,8 @@ def differences_text(found: list[tuple[str, str, str, str]], paint: Paint) -> st
         lines += [f"  {paint('-', 'red')} {key} = {one}"] if one else []
         lines += [f"  {paint('+', 'green')} {key} = {other}"] if other else []
     return "\n".join(lines) or "no difference"
+
+
+def differences_json(found: list[tuple[str, str, str, str]]) -> dict[str, Any]:
+    rows = [{"mapping": name, "key": key, "a": one or None, "b": other or None} for name, key, one, other in found]
+    return {"equal": not found, "differences": rows}

@@ -10,6 +10,8 @@ rows by type. Both are found by the tables here and imported when they are used:
 from __future__ import annotations
 
 MECHANISMS = ("capabilities", "units", "authbind", "sysctl", "nginx", "haproxy", "caddy", "apache")
+# Modules of `mechanisms` with `configured(facts)`, which says in plain text what the rows of their types say.
+CONFIGURED = ("capabilities", "units", "authbind", "sysctl", "addresses")
 
 # Family of findings, as their ids begin → module.
 FAMILIES = {

@@ -21,6 +21,7 @@ mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_rest
 """
 NAMES = tuple(_IN_ORDER.split())
 BIND = 1 << NAMES.index("net_bind_service")
+ALL = (1 << len(NAMES)) - 1
 ATTRIBUTE = "security.capability"
 _REVISIONS = {0x01000000: 12, 0x02000000: 20, 0x03000000: 24}  # VFS_CAP_REVISION_n: size in bytes
 
@@ -65,6 +66,11 @@ def decode(value: bytes) -> FileCaps | None:
 def names(mask: int) -> list[str]:
     """cap_… of each bit, in order."""
     return [f"cap_{name}" for bit, name in enumerate(NAMES) if mask & 1 << bit]
+
+
+def told(mask: int) -> str:
+    """A process's set as text: "all", or names joined by commas, "" for none."""
+    return "all" if mask & ALL == ALL else ",".join(names(mask))
 
 
 def mask(words: Iterable[str]) -> tuple[int, list[str]]:

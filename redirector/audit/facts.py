@@ -90,6 +90,16 @@ class ProxyListen(NamedTuple):
     where: Where
 
 
+class Setting(NamedTuple):
+    """What a mechanism's configuration says, as plain text: for scripts, and to be compared. `name`: of a file, a unit
+    or a sysctl; by `mechanism` and name one is told from another."""
+
+    mechanism: str
+    name: str
+    values: Mapping[str, str]
+    where: Where = Where("")
+
+
 class _FactsFields(NamedTuple):
     root: str = ""
     items: tuple[object, ...] = ()
@@ -101,13 +111,15 @@ class _FactsFields(NamedTuple):
     reserved: tuple[Ports, ...] = ()
     bounding: int = (1 << 41) - 1
     drift: str = ""
+    groups: Mapping[int, str] = _NONE
 
 
 class Facts(_FactsFields):
-    """`items` are the rows of every mechanism; `users` names by id; `ruleset` our mappings that are in force (or, in
-    another root, in the file); `failures` say what could not be read. `port_start` is the first port that anybody may
-    bind; `ephemeral` are the ports that outgoing connections take, but for those `reserved`; `bounding` the
-    capabilities that a process here can have at all; `drift` says how our rules are not as they were applied.
+    """`items` are the rows of every mechanism; `users` and `groups` names by id; `ruleset` our mappings that are in
+    force (or, in another root, in the file); `failures` say what could not be read. `port_start` is the first port
+    that anybody may bind; `ephemeral` are the ports that outgoing connections take, but for those `reserved`;
+    `bounding` the capabilities that a process here can have at all; `drift` says how our rules are not as they were
+    applied.
 
     Hosts have ten thousand rules: what is asked for each port is looked up, not searched.
     """
@@ -118,6 +130,10 @@ class Facts(_FactsFields):
 
     def user(self, uid: int) -> str:
         return self.users.get(uid, str(uid))
+
+    def owned(self, uid: int, gid: int, mode: int) -> dict[str, str]:
+        """Whose a file is, by name, and who may do what with it."""
+        return {"owner": self.user(uid), "group": self.groups.get(gid, str(gid)), "mode": f"{mode:o}"}
 
     def on(self, protocol: str, ports: Ports) -> list[Socket]:
         """The sockets on any of these ports."""

@@ -46,7 +46,8 @@ def below(tree: Tree) -> Facts:
         items += nat.of_ruleset(ruleset, places(tree, MAPPINGS))
     configured = next((row.configured for row in items if isinstance(row, PortStart)), None)
     start = PRIVILEGED if configured is None else configured
-    return Facts(tree.root, tuple(items), _users(tree), ruleset, tuple(failures), start)
+    users, groups = _names(tree, "/etc/passwd"), _names(tree, "/etc/group")
+    return Facts(tree.root, tuple(items), users, ruleset, tuple(failures), start, groups=groups)
 
 
 def running_system(history: History, asked: Iterable[int], tree: Tree) -> Facts:
@@ -61,10 +62,11 @@ def running_system(history: History, asked: Iterable[int], tree: Tree) -> Facts:
     start = next((row.runtime for row in items if isinstance(row, PortStart)), None)
     if os.geteuid():
         failures.append("not root: the processes of others, and who may bind by a file of others, cannot all be seen")
+    users, groups = _databases()
     return Facts(
         "",
         tuple(items),
-        _users(tree),
+        users,
         nats.ruleset,
         tuple(failures),
         PRIVILEGED if start is None else start,
@@ -72,6 +74,7 @@ def running_system(history: History, asked: Iterable[int], tree: Tree) -> Facts:
         tuple(_reserved()),
         sockets.bounding() or 0,
         nats.drift,
+        groups,
     )
 
 
@@ -177,13 +180,19 @@ def _file(tree: Tree, failures: list[str]) -> Ruleset | None:
         return None
 
 
-def _users(tree: Tree) -> dict[int, str]:
-    if tree.live:
-        import pwd
+def _databases() -> tuple[dict[int, str], dict[int, str]]:
+    """Users and groups of the running system, whatever database knows them."""
+    import grp
+    import pwd
 
-        return {entry.pw_uid: entry.pw_name for entry in reversed(pwd.getpwall())}
+    users = {entry.pw_uid: entry.pw_name for entry in reversed(pwd.getpwall())}
+    return users, {entry.gr_gid: entry.gr_name for entry in reversed(grp.getgrall())}
+
+
+def _names(tree: Tree, path: str) -> dict[int, str]:
+    """Names by id of passwd(5) or group(5)."""
     found: dict[int, str] = {}
-    for line in (tree.read("/etc/passwd") or "").split("\n"):
+    for line in (tree.read(path) or "").split("\n"):
         fields = line.split(":")
         if len(fields) >= 3 and fields[2].isascii() and fields[2].isdigit():
             found.setdefault(int(fields[2]), fields[0])

@@ -19,7 +19,10 @@ def findings(facts: Facts, asked: Iterable[int] = ()) -> list[Finding]:
         for one in import_module(f"redirector.audit.findings.{name}").find(facts)
         if not ports or not one.port or one.port in ports
     ]
-    found += [Finding("unread", WARNING, f"not everything could be read: {failure}") for failure in facts.failures]
+    found += [
+        Finding("unread", WARNING, f"not everything could be read: {failure}", about=failure)
+        for failure in facts.failures
+    ]
     return list(dict.fromkeys(found))
 
 

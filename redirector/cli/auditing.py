@@ -29,18 +29,18 @@ def audit(app: App, ports: tuple[int, ...], root: str, everywhere: bool) -> int:
 
     with terminal.Progress(sys.stderr) as progress:
         progress("reading the host")
-        facts = _gather(app, ports, root, everywhere)
+        facts = gather(app, ports, root, everywhere)
         progress("comparing")
         found = findings(facts, ports)
         told = chains(facts, ports)
     app.report(
         lambda: output_audit.audit_text(facts, told, found, app.paint),
-        lambda: output_audit.audit_json(facts, told, found),
+        lambda: output_audit.audit_json(facts, told, found, output_audit.Looked(ports, everywhere)),
     )
     return exit_code(found)
 
 
-def _gather(app: App, ports: tuple[int, ...], root: str, everywhere: bool) -> Facts:
+def gather(app: App, ports: tuple[int, ...], root: str, everywhere: bool) -> Facts:
     import os
 
     from redirector.audit import survey

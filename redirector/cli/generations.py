@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from redirector.cli.app import App, command
-from redirector.errors import NotFound
+from redirector.errors import NotFound, Usage, printable
+from redirector.model import Ruleset
 
 if TYPE_CHECKING:
+    from redirector.audit.document import Document
     from redirector.history import History, Record
-    from redirector.model import Ruleset
 
 
 @command
@@ -41,26 +42,64 @@ def show(app: App, generation: int | None) -> int:
 @command
 @click.argument("a")
 @click.argument("b")
-def compare(app: App, a: str, b: str) -> int:
-    """Show in which mappings A and B differ: generations by number, or mapping files. Exits 2 if they do."""
+@click.option("--root", "roots", is_flag=True, help="A and B are root folders of two trees, to be audited here.")
+def compare(app: App, a: str, b: str, roots: bool) -> int:
+    """Show how A and B differ: two generations (by number) or mapping files, or two files that `audit --json` wrote,
+    or the files below two roots. Exits 2 if they do."""
+    if roots:
+        return _compare_audits(app, *(_audit_below(app, word) for word in (a, b)))
+    first, second = (_side(app, word) for word in (a, b))
+    if isinstance(first, Ruleset) and isinstance(second, Ruleset):
+        return _compare_rulesets(app, first, second)
+    if isinstance(first, Ruleset) or isinstance(second, Ruleset):
+        audit, mappings = (b, a) if isinstance(first, Ruleset) else (a, b)
+        message = f"{printable(audit)} is an audit, and {printable(mappings)} is none"
+        raise Usage(message, "compare two audits, or two generations or mapping files")
+    return _compare_audits(app, first, second)
+
+
+def _compare_rulesets(app: App, first: Ruleset, second: Ruleset) -> int:
     from redirector import output_generations as output
 
-    first, second = (_ruleset(app, word) for word in (a, b))
     found = output.differences(first, second)
-    rows = [
-        {"mapping": name, "key": key, "a": first or None, "b": second or None} for name, key, first, second in found
-    ]
-    app.report(lambda: output.differences_text(found, app.paint), lambda: {"equal": not found, "differences": rows})
+    app.report(lambda: output.differences_text(found, app.paint), lambda: output.differences_json(found))
     return 2 if found else 0
 
 
-def _ruleset(app: App, word: str) -> Ruleset:
-    """The ruleset of a generation, by number, or of a mapping file."""
+def _compare_audits(app: App, first: Document, second: Document) -> int:
+    from redirector import output_audit as output
+    from redirector.audit.drift import differences, unlike
+
+    reason = unlike(first, second)
+    if reason:
+        raise Usage(f"these two audits cannot be compared: {reason}", "audit both in the same way")
+    found = differences(first, second)
+    app.report(lambda: output.drift_text(found, app.paint), lambda: output.drift_json(found))
+    return 2 if found else 0
+
+
+def _side(app: App, word: str) -> Ruleset | Document:
+    """The ruleset of a generation, by number, or of a mapping file; or an audit."""
     if word.isascii() and word.isdigit():
         return _record(app.history(), int(word)).ruleset
-    from redirector import mappings
+    from redirector import mappings, source
+    from redirector.audit import document
 
-    return mappings.load(word)
+    files = source.read(word)
+    return document.parse(files[0]) if document.is_document(files[0]) else mappings.parse(files)
+
+
+def _audit_below(app: App, root: str) -> Document:
+    from redirector import output_audit
+    from redirector.audit.chains import chains
+    from redirector.audit.verdict import findings
+    from redirector.cli.auditing import gather
+
+    facts = gather(app, (), root, False)
+    if not facts.root:
+        hint = "redirector audit --json > FILE on both, and compare the files"
+        raise Usage(f"{printable(root)} is the running system, of which --root does not tell", hint)
+    return output_audit.audit_json(facts, chains(facts, ()), findings(facts), output_audit.Looked())
 
 
 def _record(history: History, generation: int | None) -> Record:

@@ -23,7 +23,13 @@ def find(facts: Facts) -> Iterator[Finding]:
         if file.static or file.go:
             kind = "a Go program, whose system calls pass the C library by" if file.go else "static"
             message = f"{row.where}: {row.by} starts {path} by authbind, which cannot help it: it is {kind}"
-            yield Finding("A-static", ERROR, message, (f"setcap cap_net_bind_service=+ep {shlex.quote(file.path)}",))
+            yield Finding(
+                "A-static",
+                ERROR,
+                message,
+                (f"setcap cap_net_bind_service=+ep {shlex.quote(file.path)}",),
+                about=file.path,
+            )
 
 
 def _of(grant: Grant) -> Iterator[Finding]:
@@ -38,14 +44,20 @@ def _of(grant: Grant) -> Iterator[Finding]:
             else "below 512 none may begin with !"
         )
         message = f"{grant.where} is never looked at: {when}"
-        yield Finding("A-no-bang", ERROR, message, (f"mv {quoted} {shlex.quote(f'{folder}/{right}')}",), port)
+        yield Finding(
+            "A-no-bang", ERROR, message, (f"mv {quoted} {shlex.quote(f'{folder}/{right}')}",), port, grant.where.file
+        )
     if grant.kind == "byuid":
         return
     if grant.mode & 0o001:
         message = f"{path} may be executed by everybody: every user may bind port {port}"
-        yield Finding("A-world", WARNING, message, (f"chgrp GROUP {quoted}", f"chmod 710 {quoted}"), port)
+        yield Finding(
+            "A-world", WARNING, message, (f"chgrp GROUP {quoted}", f"chmod 710 {quoted}"), port, grant.where.file
+        )
     elif not (grant.uid and grant.mode & 0o100) and not (grant.gid and grant.mode & 0o010):
         owner = "owned by root" if not grant.uid else "and its owner may not execute it"
         why = f"its mode is {grant.mode:o}, {owner}, and only who may execute it may bind port {port}"
         message = f"{path} grants nothing: {why}"
-        yield Finding("A-not-executable", ERROR, message, (f"chown USER {quoted}", f"chmod 500 {quoted}"), port)
+        yield Finding(
+            "A-not-executable", ERROR, message, (f"chown USER {quoted}", f"chmod 500 {quoted}"), port, grant.where.file
+        )

@@ -23,7 +23,9 @@ def find(facts: Facts) -> Iterator[Finding]:
         if not said.held:
             given = f"{said.where} gives {said.path} {said.caps}"
             message = f"{given}, but the file has no such capability: it was replaced since"
-            yield Finding("C-lost", WARNING, message, (f"setcap {said.caps} {shlex.quote(said.path)}",))
+            yield Finding(
+                "C-lost", WARNING, message, (f"setcap {said.caps} {shlex.quote(said.path)}",), about=said.path
+            )
 
 
 def _of(file: Executable, facts: Facts) -> Iterator[Finding]:
@@ -33,23 +35,24 @@ def _of(file: Executable, facts: Facts) -> Iterator[Finding]:
     remove, right = f"setcap -r {quoted}", f"setcap {WANTED} {quoted}"
     inert = _inert(file)
     if inert:
-        kind, why, fix = inert
-        yield Finding(kind, WARNING, f"the capability of {path} does nothing: {why}", (fix or right,))
+        kind, why, mend = inert
+        yield Finding(kind, WARNING, f"the capability of {path} does nothing: {why}", (mend or right,), about=file.path)
     elif file.interprets:
         who = "any user" if file.mode & 0o001 else "whoever may execute it"
         message = f"{path} has {file.caps.text}: every script that {who} runs with it may bind every low port"
-        yield Finding("C-interpreter", ERROR, message, (remove,))
+        yield Finding("C-interpreter", ERROR, message, (remove,), about=file.path)
     more = (file.caps.permitted | file.caps.inheritable) & ~BIND
     if more:
         message = f"{path} has more capabilities than a low port needs: {', '.join(names(more))}"
-        yield Finding("C-excess", WARNING, message, (f"if the port is all that it needs: {right}",))
+        yield Finding("C-excess", WARNING, message, (f"if the port is all that it needs: {right}",), about=file.path)
     writers = _writers(file, facts)
     if writers:
         message = (
             f"{path} may be written by {writers}: the kernel takes the capability away at the first write, and who "
             "replaces the file decides what has the port"
         )
-        yield Finding("C-writable", WARNING, message, (f"chown root:root {quoted}", f"chmod 755 {quoted}", right))
+        fix = (f"chown root:root {quoted}", f"chmod 755 {quoted}", right)
+        yield Finding("C-writable", WARNING, message, fix, about=file.path)
 
 
 def _inert(file: Executable) -> tuple[str, str, str] | None:

@@ -30,4 +30,6 @@ def find(facts: Facts) -> Iterator[Finding]:
             if words[0] in capable:
                 once = f"and from {unit.name} ({where}), which is enough"
                 message = f"{words[0]} has the capability twice: as a file, {once}"
-                yield Finding("D-granted-twice", WARNING, message, (f"setcap -r {shlex.quote(words[0])}",))
+                yield Finding(
+                    "D-granted-twice", WARNING, message, (f"setcap -r {shlex.quote(words[0])}",), about=words[0]
+                )

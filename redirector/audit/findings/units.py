@@ -32,7 +32,7 @@ def find(facts: Facts) -> Iterator[Finding]:
             what = f"{name} listens on {listen.protocol} {listen.port} ({listen.where})"
             message = f"{what} for {listen.starts}, which does not exist"
             fix = (f"write {listen.starts}, or: systemctl disable --now {name}",)
-            yield Finding("S-no-service", ERROR, message, fix, listen.port)
+            yield Finding("S-no-service", ERROR, message, fix, listen.port, listen.unit.name)
 
 
 def _listening(facts: Facts) -> Iterator[tuple[Unit, int]]:
@@ -58,7 +58,7 @@ def _misspelt(unit: Unit) -> Iterator[Finding]:
             fix = (
                 f"write {close[0]} there, and: systemctl daemon-reload" if close else "see: systemd-analyze capability"
             )
-            yield Finding("S-misspelt", ERROR, message, (fix,))
+            yield Finding("S-misspelt", ERROR, message, (fix,), about=f"{unit.name} {key}={word}")
 
 
 def _unbounded(unit: Unit) -> Iterator[Finding]:
@@ -68,7 +68,7 @@ def _unbounded(unit: Unit) -> Iterator[Finding]:
         where = unit.where("AmbientCapabilities")
         message = f"{where}: {unit.name} has an ambient capability without {' and '.join(lacking)}"
         fix = f"systemctl edit {unit.name}: [Service], then {', then '.join(lacking)}"
-        yield Finding("S-unbounded", WARNING, message, (fix,))
+        yield Finding("S-unbounded", WARNING, message, (fix,), about=unit.name)
 
 
 def _local_only(unit: Unit, port: int) -> Iterator[Finding]:
@@ -77,4 +77,4 @@ def _local_only(unit: Unit, port: int) -> Iterator[Finding]:
     if denied & set(EVERYTHING) and not allowed - set(LOCAL):
         message = f"{unit.where('IPAddressDeny')}: IPAddressDeny= of {unit.name} drops every packet that is not local"
         fix = f"systemctl edit {unit.name}: IPAddressAllow=any, or the networks of the clients"
-        yield Finding("S-local-only", WARNING, message, (fix,), port)
+        yield Finding("S-local-only", WARNING, message, (fix,), port, unit.name)

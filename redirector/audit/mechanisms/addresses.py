@@ -1,8 +1,18 @@
-"""Addresses with ports, as the configurations of servers write them."""
+"""What the configurations of servers have in common: addresses with ports, and how a `listen` is told."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from redirector.audit.facts import Facts, ProxyListen, Setting
 from redirector.host.units import port_number
+
+
+def configured(facts: Facts) -> Iterator[Setting]:
+    """Where each server is told to listen, whichever of them it is."""
+    for row in facts.of(ProxyListen):
+        name = f"{row.program}, {row.protocol} {row.port}"
+        yield Setting("proxy", name, {"address": row.address or "any"}, row.where)
 
 
 def endpoint(text: str, default: int = 0) -> tuple[str, int]:

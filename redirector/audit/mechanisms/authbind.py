@@ -10,7 +10,7 @@ import re
 import stat
 from collections.abc import Iterator
 
-from redirector.audit.facts import Where
+from redirector.audit.facts import Facts, Setting, Where
 from redirector.audit.tree import Tree
 from redirector.model import Ports
 from redirector.records import NamedTuple
@@ -61,6 +61,18 @@ def gather(tree: Tree) -> Iterator[object]:
                     bang = name.startswith("!")
                     where = Where(path, number)
                     yield Grant("byuid", ranges[0], where, bang, ranges[1], for_uid=int(number_of))
+
+
+def configured(facts: Facts) -> Iterator[Setting]:
+    """Each file of byport and byaddr, and each user of byuid."""
+    for grant in facts.of(Grant):
+        looked_at = {} if grant.looked_at else {"ignored": str(grant.ports)}
+        if grant.kind == "byuid":
+            said = {"grants": f"{grant.address},{grant.ports}"} | looked_at
+            yield Setting("authbind", f"byuid, user {facts.user(grant.for_uid)}", said, grant.where)
+        else:
+            said = facts.owned(grant.uid, grant.gid, grant.mode) | looked_at
+            yield Setting("authbind", grant.where.file.removeprefix(f"{FOLDER}/"), said, grant.where)
 
 
 def _named(kind: str, name: str) -> tuple[int, str] | None:

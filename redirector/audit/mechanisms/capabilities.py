@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from redirector.audit.capability import ATTRIBUTE, BIND, decode
 from redirector.audit.executables import Executable, executable
-from redirector.audit.facts import Where
+from redirector.audit.facts import Facts, Setting, Where
 from redirector.audit.tree import Tree
 from redirector.records import NamedTuple
 
@@ -58,6 +58,15 @@ def gather(tree: Tree) -> Iterator[object]:
                 inside = tree.inside(said.path)
                 if tree.stat(inside) is not None:
                     yield said._replace(held=is_capable(tree.root + inside))
+
+
+def configured(facts: Facts) -> Iterator[Setting]:
+    """Each capable file, and each that is declared so."""
+    for file in (row.file for row in facts.of(Capable)):
+        said = {"capabilities": file.caps.text if file.caps else "="} | facts.owned(file.uid, file.gid, file.mode)
+        yield Setting("capability", file.path, said, Where(file.path))
+    for row in facts.of(Declared):
+        yield Setting("capability", row.path, {f"declared in {row.where.file}": row.caps}, row.where)
 
 
 def capable(folder: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from redirector.audit.facts import Where
+from redirector.audit.facts import Facts, Setting, Where
 from redirector.audit.tree import Tree
 from redirector.records import NamedTuple
 
@@ -32,6 +32,13 @@ def gather(tree: Tree) -> Iterator[object]:
             if value is not None:
                 configured, where = value, Where(path, number)
     yield PortStart(running(NAME) if tree.live else None, configured, where)
+
+
+def configured(facts: Facts) -> Iterator[Setting]:
+    """The one that there is."""
+    for row in facts.of(PortStart):
+        said = {"running": row.runtime, "configured": row.configured}
+        yield Setting("sysctl", NAME, {k: str(v) for k, v in said.items() if v is not None}, row.where)
 
 
 def files(tree: Tree) -> Iterator[str]:

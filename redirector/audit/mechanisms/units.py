@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from redirector.audit.capability import BIND, NAMES, mask
-from redirector.audit.facts import Where
-from redirector.audit.mechanisms.started import started
+from redirector.audit.capability import ALL, BIND, mask
+from redirector.audit.facts import Facts, Setting, Socket, Where
+from redirector.audit.mechanisms.started import Started, started
 from redirector.audit.tree import Tree
 from redirector.host.units import UNIT_FOLDERS, LoadPath, load_path, settings, sources, stream_port, unit_names
 from redirector.records import NamedTuple
 
-ALL = (1 << len(NAMES)) - 1
 KINDS = (".service", ".socket")
 # Any of these implies NoNewPrivileges where the service runs as another user than root (systemd.exec(5)).
 _RESTRICTIONS = """
@@ -24,6 +23,14 @@ ProtectKernelModules ProtectKernelLogs ProtectClock MemoryDenyWriteExecute Restr
 LockPersonality
 """
 IMPLYING = tuple(_RESTRICTIONS.split())
+# What decides about ports, and who may have them: of the first the last value counts, of the others all do.
+_SINGLE = """
+User Group DynamicUser NoNewPrivileges PrivateUsers Service Accept BindIPv6Only BindToDevice FreeBind ReusePort
+"""
+_LISTS = """
+ExecStart AmbientCapabilities CapabilityBoundingSet SupplementaryGroups IPAddressAllow IPAddressDeny SocketBindAllow
+SocketBindDeny
+"""
 
 
 class Said(NamedTuple):
@@ -94,6 +101,13 @@ class Unit(NamedTuple):
             return True
         return bool(self.last("User")) and any(self.last(key) not in ("", *FALSE) for key in IMPLYING)
 
+    @property
+    def about_ports(self) -> dict[str, str]:
+        """What it says that has to do with ports, by key."""
+        said = {key: self.last(key) for key in _SINGLE.split()}
+        said |= {key: " ".join(one.value for one in self.values(key)) for key in _LISTS.split()}
+        return {key: value for key, value in said.items() if value} | ({"masked": "yes"} if self.masked else {})
+
     def true(self, key: str) -> bool:
         return self.last(key).lower() in ("yes", "true", "1", "on", "y", "t")
 
@@ -137,6 +151,24 @@ def gather(tree: Tree) -> Iterator[object]:
         found = unit(tree, name, listed)
         if found is not None and not found.masked:
             yield from listens(found, services)
+
+
+def configured(facts: Facts) -> Iterator[Setting]:
+    """The socket units, and those services that have to do with ports."""
+    listening: dict[str, list[SocketListen]] = {}
+    for row in facts.of(SocketListen):
+        listening.setdefault(row.unit.name, []).append(row)
+    for rows in listening.values():
+        first = rows[0]
+        listens = ", ".join(f"{row.protocol} {row.address or 'any'} {row.port}" for row in rows)
+        said = {"listens": listens, "starts": first.starts} | first.unit.about_ports
+        yield Setting("socket-unit", first.unit.name, said, Where(first.unit.file))
+    matter = {row.starts for row in facts.of(SocketListen)} | {row.by for row in facts.of(Started)}
+    matter |= {holder.unit for socket in facts.of(Socket) for holder in socket.holders}
+    matter |= {f"{name.partition('@')[0]}@.service" for name in matter if "@" in name}
+    for found in facts.of(Unit):
+        if found.name in matter or found.values("AmbientCapabilities"):
+            yield Setting("unit", found.name, found.about_ports, Where(found.file))
 
 
 def unit(tree: Tree, name: str, listed: LoadPath) -> Unit | None:
