@@ -21,7 +21,7 @@ from pathlib import Path
 from measure import Failed
 from report import Chart, Report, Section, judged, series
 
-PAGES = ("README.md", "docs/performance.md", "docs/scaling.md", "docs/backends.md")
+PAGES = ("README.md", "docs/performance.md", "docs/scaling.md", "docs/backends.md", "docs/mechanisms.md")
 BLOCK = re.compile(r"(<!-- bench:begin (?P<what>[^>]*?) -->\n).*?(<!-- bench:end -->)", re.DOTALL)
 BEYOND = 100_000
 

@@ -21,6 +21,7 @@ from redirector.findings import Finding
 from redirector.mappings import InvalidFile
 from redirector.output_audit import Looked, audit_json, drift_json, drift_text
 from redirector.source import SourceFile
+from redirector.terminal import Paint
 from tests.audit_trees import WWW, Files, facts, holder, socket, web
 
 WORDS = st.text("abc;: \n\x1b\udc80→", min_size=1, max_size=6)
@@ -343,17 +344,13 @@ def test_only_what_was_asked_alike_is_compared(key: str) -> None:
     assert unlike(SOME, SOME | {key: other})
 
 
-def plain(text: str, colour: str) -> str:
-    return text
-
-
 def test_how_it_is_told() -> None:
     found = (
         Difference("unit", "web.service", "User", "www", "bob\x1b[31m"),
         Difference("unit", "web.service", "NoNewPrivileges", "", "yes"),
         Difference("finding", "R-drifted", "error", "gone", ""),
     )
-    assert drift_text(found, plain).split("\n") == [
+    assert drift_text(found, Paint(enabled=False)).split("\n") == [
         "unit web.service",
         "  - User = www",
         "  + User = bob\\x1b[31m",
@@ -361,7 +358,7 @@ def test_how_it_is_told() -> None:
         "finding R-drifted",
         "  - error = gone",
     ]
-    assert drift_text((), plain) == "no difference"
+    assert drift_text((), Paint(enabled=False)) == "no difference"
     assert drift_json(found)["differences"][1] == {
         "kind": "unit",
         "about": "web.service",

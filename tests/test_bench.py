@@ -37,7 +37,7 @@ EXPERIMENTS = [
     "range-iptables",
 ]
 GROWTH = {"growth", "keys", "limit"}  # which compare nothing
-MEASURED = {"README.md", "performance.md", "scaling.md", "backends.md"}
+MEASURED = {"README.md", "performance.md", "scaling.md", "backends.md", "mechanisms.md"}
 MARKED = re.compile(r"(?<=-->\n)(?:(?!<!-- bench:begin).)*?(?=<!-- bench:end -->)", re.DOTALL)
 
 # The experiments make network namespaces, in processes of their own (as anybody: they see to that themselves).

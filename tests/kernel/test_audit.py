@@ -234,3 +234,98 @@ def test_a_tree(product: Product, tmp_path: Path) -> None:
     (rule,) = chain(found, 80)["rules"]
     assert (rule["mapping"], rule["file"], rule["line"]) == ("web", "/etc/redirector/mappings.toml", 3)
     assert found["root"] == str(tmp_path / "tree")
+
+
+@on_nftables
+class TestCompare:
+    """Two audits, of hosts or of trees; told from generations and mapping files by what they are."""
+
+    def saved(self, lab: Lab, path: Path) -> str:
+        path.write_text(lab.redirector("audit", "80", "--json").stdout)
+        return str(path)
+
+    def test_the_same_host_by_another_mechanism(self, lab: Lab, product: Product, tmp_path: Path) -> None:
+        ambient = (*DROP[:-1], "--inh-caps=+net_bind_service", "--ambient-caps=+net_bind_service", "--")
+        with server(lab):
+            before, again = (self.saved(lab, tmp_path / name) for name in ("a.json", "b.json"))
+        with server(lab):
+            restarted = self.saved(lab, tmp_path / "c.json")
+        with server(lab, *ambient):
+            after = self.saved(lab, tmp_path / "d.json")
+        for other in (before, again, restarted):
+            assert product.json("compare", before, other) == {"equal": True, "differences": []}
+        found = product.json("compare", before, after, code=2)
+        assert not found["equal"]
+        rows = {(one["kind"], one["about"], one["key"]): (one["a"], one["b"]) for one in found["differences"]}
+        assert rows[("port", "tcp 80", "[::]:80 mechanism")] == ("root", "ambient")
+        assert rows[("port", "tcp 80", "[::]:80 user")] == ("root", "nobody")
+        (command,) = [key.split()[1] for _, _, key in rows if key.endswith(" ambient") and key.startswith("[")]
+        assert rows[("port", "tcp 80", f"[::]:80 {command} ambient")] == (None, "cap_net_bind_service")
+        assert {kind for kind, _, _ in rows} == {"port"}
+        text = product.run("compare", before, after, code=2)
+        assert "tcp 80\n" in text
+        assert "  - [::]:80 mechanism = root\n  + [::]:80 mechanism = ambient\n" in text
+
+    def test_what_is_in_force(self, lab: Lab, product: Product, tmp_path: Path) -> None:
+        before = self.saved(lab, tmp_path / "a.json")
+        product.run("apply", product.file(WEB))
+        found = product.json("compare", before, self.saved(lab, tmp_path / "b.json"), code=2)["differences"]
+        assert [(d["kind"], d["about"], d["key"]) for d in found] == [
+            ("port", "tcp 80", "rule of redirector"),
+            ("port", "tcp 80", "file of redirector"),
+            ("port", "tcp 80", "leads to"),
+            ("finding", "R-unserved port 80", "warning"),
+        ]
+
+    def test_counters_of_others_are_no_difference(self, lab: Lab, product: Product, tmp_path: Path) -> None:
+        lab.host.nft("add table ip nat; add chain ip nat in { type nat hook output priority -100; }")
+        lab.host.nft("add rule ip nat in tcp dport 80 counter redirect to :8080")
+        before = self.saved(lab, tmp_path / "a.json")
+        with server(lab, port=8080):
+            lab.host.run("bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/80")
+        after = self.saved(lab, tmp_path / "b.json")
+        assert Path(before).read_text() != Path(after).read_text()
+        product.run("compare", before, after)
+
+    def test_two_trees(self, product: Product, tmp_path: Path) -> None:
+        for name, value in (("a", 80), ("b", 443), ("c", 80)):
+            folder = tmp_path / name / "etc" / "sysctl.d"
+            folder.mkdir(parents=True)
+            (folder / "x.conf").write_text(f"net.ipv4.ip_unprivileged_port_start = {value}\n")
+        one, other, same = (str(tmp_path / name) for name in "abc")
+        assert product.json("compare", "--root", one, same) == {"equal": True, "differences": []}
+        (found,) = product.json("compare", "--root", one, other, code=2)["differences"]
+        assert (found["kind"], found["key"], found["a"], found["b"]) == ("sysctl", "configured", "80", "443")
+        assert product.json("compare", one, "--root", other, code=2) == product.json(
+            "compare", "--root", one, "--root", other, code=2
+        )
+
+    def test_what_cannot_be_compared(self, lab: Lab, product: Product, tmp_path: Path) -> None:
+        file, audited = product.file(WEB), self.saved(lab, tmp_path / "a.json")
+        for words in (
+            [audited, file],
+            [file, audited],
+            ["--root", "/", "/"],
+            ["--root", str(tmp_path), str(tmp_path), "x"],
+        ):
+            product.run("compare", *words, code=64)
+        product.run("compare", audited, "1", code=7)
+        product.run("compare", "--root", str(tmp_path), "/nonexistent", code=1)
+        product.run("compare", audited, "/nonexistent", code=78)
+        other = json.loads(Path(audited).read_text())
+        (tmp_path / "b.json").write_text(json.dumps(other | {"asked": []}))
+        assert "asked about other ports" in product.run("compare", audited, str(tmp_path / "b.json"), code=64)
+        (tmp_path / "b.json").write_text(json.dumps(other | {"asked": None, "settings": 1}))
+        told = product.json("compare", audited, str(tmp_path / "b.json"), code=78)
+        assert [(p["file"], p["message"].split(":")[0]) for p in told["problems"]] == [
+            (str(tmp_path / "b.json"), "asked"),
+            (str(tmp_path / "b.json"), "settings"),
+        ]
+
+    def test_a_folder_is_one_of_mapping_files(self, product: Product, tmp_path: Path) -> None:
+        folder, file = tmp_path / "folder", tmp_path / "web.toml"
+        folder.mkdir()
+        (folder / "web.toml").write_text(f"version = 1\n{WEB}")
+        file.write_text(f"version = 1\n{mapping('web', 80, 8081)}")
+        found = product.json("compare", str(folder), str(file), code=2)
+        assert found["differences"] == [{"mapping": "web", "key": "to", "a": "8080", "b": "8081"}]

@@ -167,7 +167,7 @@ def configured(facts: Facts) -> Iterator[Setting]:
     matter |= {holder.unit for socket in facts.of(Socket) for holder in socket.holders}
     matter |= {f"{name.partition('@')[0]}@.service" for name in matter if "@" in name}
     for found in facts.of(Unit):
-        if found.name in matter or found.values("AmbientCapabilities"):
+        if found.name in matter or binds_by_ambient(found) or found.capabilities("AmbientCapabilities")[1]:
             yield Setting("unit", found.name, found.about_ports, Where(found.file))
 
 
