@@ -144,9 +144,9 @@ def _served_json(served: Served, facts: Facts) -> dict[str, Any]:
                 "user": facts.user(holder.uid),
                 "executable": holder.executable or None,
                 "unit": holder.unit or None,
-                "permitted": told(holder.permitted) or None,
-                "effective": told(holder.effective) or None,
-                "ambient": told(holder.ambient) or None,
+                "permitted": told(holder.permitted, facts.bounding) or None,
+                "effective": told(holder.effective, facts.bounding) or None,
+                "ambient": told(holder.ambient, facts.bounding) or None,
             }
             for holder in served.socket.holders
         ],

@@ -47,17 +47,17 @@ def stamp(path: str) -> str:
     return " ".join("/".join(map(str, layout.file_key(state))) for state in states)
 
 
-def read(path: str, *, insist: bool = True) -> list[SourceFile]:
-    """The files behind `path`, in the order in which they count.
+def read(path: str, *, insist: bool = True, most: int = MAX_BYTES) -> list[SourceFile]:
+    """The files behind `path`, in the order in which they count, of at most `most` bytes each.
 
     With insist=False also refuses what others than root or the caller may write. Raises BadConfiguration.
     """
     if path == "-":
-        return [SourceFile("<stdin>", _limited("<stdin>", sys.stdin.buffer.read(MAX_BYTES + 1)))]
+        return [SourceFile("<stdin>", _limited("<stdin>", sys.stdin.buffer.read(most + 1), most))]
     shown = printable(path)
     try:
         if not stat.S_ISDIR(os.stat(path).st_mode):
-            return [_read_one(path, insist)]
+            return [_read_one(path, insist, most)]
         entries = _entries(path)
         if not insist:
             _judge_way(path)
@@ -67,7 +67,7 @@ def read(path: str, *, insist: bool = True) -> list[SourceFile]:
         raise BadConfiguration(f"{shown}: no file can have that name") from None
     if not entries:
         raise BadConfiguration(f"{shown}: this folder holds no *.toml file", "put a mapping file into it")
-    return [_read_one(os.path.join(path, entry), insist) for entry in entries]
+    return [_read_one(os.path.join(path, entry), insist, most) for entry in entries]
 
 
 def _entries(folder: str) -> list[str]:
@@ -75,7 +75,7 @@ def _entries(folder: str) -> list[str]:
     return sorted(e for e in os.listdir(folder) if e.endswith(".toml") and not e.startswith("."))
 
 
-def _read_one(name: str, insist: bool) -> SourceFile:
+def _read_one(name: str, insist: bool, most: int) -> SourceFile:
     shown = printable(name)
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -88,7 +88,7 @@ def _read_one(name: str, insist: bool) -> SourceFile:
                 if not os.path.samestat(status, _judge_way(name)):
                     raise BadConfiguration(f"{shown}: unsafe: it was replaced while it was read", "read it again")
             with open(descriptor, "rb", closefd=False) as file:
-                return SourceFile(shown, _limited(shown, file.read(MAX_BYTES + 1)))
+                return SourceFile(shown, _limited(shown, file.read(most + 1), most))
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -100,9 +100,9 @@ def _unreadable(shown: str, error: OSError) -> BadConfiguration:
     return BadConfiguration(f"{shown}: {error.strerror}", hint)
 
 
-def _limited(shown: str, data: bytes) -> bytes:
-    if len(data) > MAX_BYTES:
-        raise BadConfiguration(f"{shown}: larger than {MAX_BYTES >> 20} MiB", "split it into a folder of files")
+def _limited(shown: str, data: bytes, most: int) -> bytes:
+    if len(data) > most:
+        raise BadConfiguration(f"{shown}: larger than {most >> 20} MiB", "split it into a folder of files")
     return data
 
 

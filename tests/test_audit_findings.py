@@ -1,10 +1,12 @@
 """Findings of an audit: each has a fixture that triggers it, and one beside it that does not."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from redirector import audit
 from redirector.audit import FAMILIES
 from redirector.audit.capability import BIND, FileCaps
 from redirector.audit.executables import Executable
@@ -195,6 +197,41 @@ def test_what_mends_an_ephemeral_target_keeps_what_was_reserved() -> None:
     (found,) = named(findings(some), "R-ephemeral")
     assert found.fix == ("sysctl -w net.ipv4.ip_local_reserved_ports=39000-40000,50000",)
     assert not named(findings(facts(web(target=32767), socket(32767))), "R-ephemeral")
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "audit.md"
+ROW = re.compile(r"\| (`[^|]*) \| (error|warning|note) \| [^|]+ \|(.*) \|")
+PLACEHOLDER = re.compile(
+    r"\b(CAPABILITIES|CAPABILITY|COMMANDS?|FILE|GROUP|LINES|NAME|NUMBER|PID|PORTS?|SERVER|SOCKET|UNIT|USER)\b"
+)
+
+
+def documented() -> dict[str, tuple[str, list[str]]]:
+    """Id → (severity, what mends it), as docs/audit.md has them."""
+    text = PAGE.read_text(encoding="utf-8").partition("### Findings")[2].partition("### JSON")[0]
+    found = {}
+    for ids, severity, fixes in ROW.findall(text):
+        for identity in re.findall("`([^`]+)`", ids):
+            found[identity] = severity, re.findall("`([^`]+)`", fixes)
+    return found
+
+
+def test_the_page_has_every_finding_and_no_other() -> None:
+    folder = Path(audit.__file__).parent / "findings"
+    text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    in_code = set(re.findall(f'"([{"".join(FAMILIES)}]-[a-z0-9-]+)"', text))
+    assert in_code == set(CASES)
+    assert set(documented()) == {*CASES, "unread"}
+
+
+@pytest.mark.parametrize("identity", CASES)
+def test_the_page_says_how_bad_it_is_and_what_mends_it(identity: str, tmp_path: Path) -> None:
+    (found,) = named(findings(CASES[identity][0](Files(tmp_path))), identity)
+    severity, fixes = documented()[identity]
+    assert found.severity == severity
+    assert len(found.fix) == len(fixes)
+    for step, pattern in zip(found.fix, fixes, strict=True):
+        assert re.fullmatch(PLACEHOLDER.sub(".*", re.escape(pattern)), step), (step, pattern)
 
 
 def test_every_family_has_cases() -> None:

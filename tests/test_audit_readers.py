@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redirector.audit.capability import BIND, NAMES, FileCaps, decode, mask, names
+from redirector.audit.capability import ALL, BIND, NAMES, FileCaps, decode, mask, names, told
 from redirector.audit.executables import chain, elf
 from redirector.audit.facts import ProxyListen
 from redirector.audit.mechanisms import capabilities
@@ -392,3 +392,11 @@ class TestUnits:
 )
 def test_where_a_rule_leads(text: str, found: tuple[str, Ports | None]) -> None:
     assert translation(text) == found
+
+
+def test_sets_of_processes_as_text() -> None:
+    assert told(0) == told(0, 0) == ""
+    assert told(BIND | 1) == "cap_chown,cap_net_bind_service"
+    assert told(ALL) == told(ALL | 1 << 60) == "all"
+    assert told(0xFF, 0xFF) == "all"  # on a host where no process can have more
+    assert told(0x1) == told(0x1, 0xFF) == "cap_chown"

@@ -68,9 +68,10 @@ def names(mask: int) -> list[str]:
     return [f"cap_{name}" for bit, name in enumerate(NAMES) if mask & 1 << bit]
 
 
-def told(mask: int) -> str:
-    """A process's set as text: "all", or names joined by commas, "" for none."""
-    return "all" if mask & ALL == ALL else ",".join(names(mask))
+def told(mask: int, most: int = ALL) -> str:
+    """A process's set as text: "all" that there are, or exactly `most` (what can be had on a host); else names
+    joined by commas, "" for none."""
+    return "all" if mask & ALL == ALL or mask == most != 0 else ",".join(names(mask))
 
 
 def mask(words: Iterable[str]) -> tuple[int, list[str]]:

@@ -16,6 +16,7 @@ from redirector.records import NamedTuple
 from redirector.source import SourceFile
 
 FORMAT = 1
+MAX_BYTES = 128 << 20  # ten thousand mappings with their servers make about 20 MiB
 HINT = "name what `redirector audit --json` has written"
 Document = dict[str, Any]
 

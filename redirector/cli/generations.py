@@ -85,7 +85,7 @@ def _side(app: App, word: str) -> Ruleset | Document:
     from redirector import mappings, source
     from redirector.audit import document
 
-    files = source.read(word)
+    files = source.read(word, most=document.MAX_BYTES)
     return document.parse(files[0]) if document.is_document(files[0]) else mappings.parse(files)
 
 
