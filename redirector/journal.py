@@ -57,6 +57,15 @@ def tell(entry: Entry) -> None:
         _send(entry, ((chosen, as_journal),))
 
 
+def is_stream(descriptor: int) -> bool:
+    """Whether the journal reads what is written there (systemd.exec(5), $JOURNAL_STREAM)."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
 def environment() -> dict[str, str]:
     """What a child needs in its environment to tell the same."""
     return {name: value for name, value in os.environ.items() if name == ENVIRONMENT}

@@ -34,6 +34,7 @@ NLM_F_APPEND = 0x800
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 NETLINK_ROUTE = 0
@@ -173,6 +174,32 @@ class NetlinkSocket:
                 found += messages(self._socket.recv(RECEIVE_SIZE))
         except BlockingIOError:
             return found
+        finally:
+            self._socket.settimeout(TIMEOUT_SECONDS)
+
+    def fileno(self) -> int:
+        """For poll(2)."""
+        return self._socket.fileno()
+
+    def join(self, group: int) -> None:
+        """Hear what the kernel announces to a multicast group from now on. Raises OSError."""
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+
+    def arrived(self) -> Iterator[bytes]:
+        """The datagrams that are there already, without waiting. An empty one stands for those that the kernel dropped
+        because there was no room (ENOBUFS); it drops all others, too, and says no more of it, until everything that is
+        there has been read (netlink_overrun and netlink_rcv_wake in net/netlink/af_netlink.c)."""
+        self._socket.settimeout(0)
+        try:
+            while True:
+                try:
+                    yield self._socket.recv(RECEIVE_SIZE)
+                except BlockingIOError:
+                    return
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+                    yield b""
         finally:
             self._socket.settimeout(TIMEOUT_SECONDS)
 

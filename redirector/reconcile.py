@@ -51,12 +51,14 @@ class Origin(NamedTuple):
 
 class Outcome(NamedTuple):
     """What a change came to. `generation` is the current one afterwards; `recorded` whether it is a new one; `flows`
-    how many UDP flows begin anew, None where that could not be seen to."""
+    how many UDP flows begin anew, None where that could not be seen to; `genid` is where the kernel was seen to hold
+    what was wanted, 0 where that is not known."""
 
     plan: Plan
     generation: int | None
     recorded: bool
     flows: int | None = 0
+    genid: int = 0
 
 
 class Wish(NamedTuple):
@@ -221,7 +223,7 @@ def _carry_out(
         if known:
             stamp = wish.origin.stamp if wish.origin.source == known.origin else ""
             proving.after(backend, history, known, plan, snapshot, genid, stamp)
-        return Outcome(plan, known.generation if known else None, False)
+        return Outcome(plan, known.generation if known else None, False, genid=genid)
     record = Record(
         generation=history.next_number(),
         action=wish.origin.action,
@@ -254,7 +256,7 @@ def _carry_out(
     proving.after(backend, history, record, plan, snapshot, genid, wish.origin.stamp)
     with contextlib.suppress(RedirectorError, OSError):  # the next one will do it
         history.prune()
-    return Outcome(plan, record.generation, True)
+    return Outcome(plan, record.generation, True, genid=genid)
 
 
 def _restart_flows(backend: Backend, ruleset: Ruleset, plan: Plan) -> int | None:

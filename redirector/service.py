@@ -98,23 +98,10 @@ def manages(root: str) -> bool:
 
 
 def _write(final: str, data: bytes) -> None:
-    """The whole file or nothing, whatever was there before; readable for everybody."""
-    temporary = f"{final}.{os.getpid()}.tmp"
     try:
         os.makedirs(os.path.dirname(final), mode=0o755, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # of a dead process of the same number
-            os.unlink(temporary)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(temporary, flags, MODE), "wb") as file:
-            os.fchmod(file.fileno(), MODE)  # whatever the umask
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, final)
-        store.sync_folder(os.path.dirname(final))
+        store.replace(final, data, MODE, flush=True)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
         raise _unwritable(error) from None
 
 

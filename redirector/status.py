@@ -9,7 +9,7 @@ from redirector.backends.base import Backend, Snapshot
 from redirector.changes import Change
 from redirector.history import History, Record, Unreadable
 from redirector.naming import counted
-from redirector.plan import make_plan
+from redirector.plan import Plan, make_plan
 from redirector.reconcile import desired_program
 from redirector.report import Drift, Status
 
@@ -43,8 +43,7 @@ def status(backend: Backend, history: History, *, waiting: bool = False) -> Stat
         return make("absent" if record.purged else "drained")
     plan = make_plan(desired, snapshot.program)
     if plan:
-        gone = [Drift("structure", None, "the table is gone")] if snapshot.program is None else []
-        return make("drifted", [*gone, *(_drift(c) for c in plan.changes)], _elsewhere(backend, record))
+        return make("drifted", drift_of(plan), _elsewhere(backend, record))
     proven = proving.prove(backend, history, record, snapshot.proven, proving.capacities(snapshot))
     return make("in-sync" if record.ruleset.enabled else "drained")._replace(proof=proven)
 
@@ -56,6 +55,12 @@ def _elsewhere(backend: Backend, record: Record) -> str:
     if boot == now_boot and place != now_place:
         return "this state folder was last used in another network namespace"
     return "the machine has been restarted since" if boot != now_boot else ""
+
+
+def drift_of(plan: Plan) -> list[Drift]:
+    """What a plan that leads back to the last generation says of the kernel."""
+    gone = [Drift("structure", None, "the table is gone")] if plan and plan.observed is None else []
+    return [*gone, *(_drift(change) for change in plan.changes)]
 
 
 def _drift(found: Change) -> Drift:

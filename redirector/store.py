@@ -71,6 +71,30 @@ def prepare(path: str, data: bytes) -> Prepared:
     return Prepared(temporary, path)
 
 
+def replace(final: str, data: bytes, mode: int, *, flush: bool = False) -> None:
+    """The whole file or nothing, whatever was there before, with these permissions whatever the umask; `flush`: to the
+    disk. For files that others read; the temporary one has no name that they would look for. Raises OSError."""
+    folder, name = os.path.split(final)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    try:
+        with contextlib.suppress(FileNotFoundError):  # of a dead process of the same number
+            os.unlink(temporary)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(temporary, flags, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            if flush:
+                os.fsync(file.fileno())
+        os.rename(temporary, final)
+        if flush:
+            sync_folder(folder)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
 def make_private(folder: str) -> None:
     """Make a folder that only its owner can enter. Raises Refused for one that others may write or replace,
     NotPermitted."""

@@ -123,12 +123,7 @@ def main() -> None:
 
 def _tell_ready() -> None:
     """To systemd (sd_notify(3)) or, through standard output, to the command that waits for it."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        import _socket as socket  # see netlink
-
-        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)) as out:
-            out.sendto(b"READY=1", address.replace("@", "\0", 1) if address[0] == "@" else address)
+    if systemd.notify("READY=1"):
         return
     with open(os.devnull, "wb") as nothing:
         os.write(1, READY)

@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": "looking",
     "apply": "applying",
     "status": "looking",
+    "watch": "watching",
     "doctor": "doctoring",
     "audit": "auditing",
     "explain": "auditing",

@@ -21,6 +21,30 @@ def shares_our_network() -> bool:
         return False
 
 
+def notify(state: str) -> bool:
+    """Tell the service manager, as `sd_notify(3)` does; False where there is none. Raises OSError."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return False
+    import _socket as socket  # see netlink
+
+    out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        out.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
+    finally:
+        out.close()
+    return True
+
+
+def ping_seconds() -> float | None:
+    """How often the service manager wants to hear WATCHDOG=1: twice in its time (`sd_watchdog_enabled(3)`); None if it
+    does not, or not from this process."""
+    time, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not (time.isascii() and time.isdigit() and int(time)) or pid not in ("", str(os.getpid())):
+        return None
+    return int(time) / 2e6
+
+
 def start_transient(name: str, argv: Sequence[str], properties: Sequence[str], environment: Mapping[str, str]) -> None:
     """Start a service of its own, and wait until it is ready, as its Type= has it (systemd-run(1)).
 

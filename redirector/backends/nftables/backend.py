@@ -77,7 +77,7 @@ class NftablesBackend:
         try:
             return message.genid(self._netlink)
         except OSError as error:
-            raise _explained(error) from None
+            raise explained(error) from None
 
     def identity(self) -> str:
         return self._place.identity()
@@ -99,7 +99,7 @@ class NftablesBackend:
             except FileNotFoundError:
                 continue  # a map went away between two dumps
             except OSError as error:
-                raise _explained(error) from None
+                raise explained(error) from None
             after = self.genid()
             if before == after:
                 return seen
@@ -230,7 +230,7 @@ class NftablesBackend:
         return counters, tuple(f"{word} {printable(wire.untext(name))}" for word, name in strays)
 
 
-def _explained(error: OSError) -> Exception:
+def explained(error: OSError) -> Exception:
     """The kernel's refusal to talk, as what it means."""
     if error.errno in (errno.EPERM, errno.EACCES):
         return NotPermitted("the kernel refuses: this needs CAP_NET_ADMIN", "run it as root, or with that capability")
@@ -246,7 +246,7 @@ def _unsent(error: OSError) -> Exception:
             "raise net.core.wmem_max on the host, or run where CAP_NET_ADMIN holds outside of user namespaces",
         )
     if error.errno == errno.EPERM:
-        return _explained(error)
+        return explained(error)
     return Refused(f"the transaction could not be sent: {error.strerror or error}; nothing was changed", "try again")
 
 
@@ -256,7 +256,7 @@ def _failure(batch: Batch, failures: list[tuple[int, int]]) -> Exception:
     if (batch.begin_seq, errno.ERESTART) in failures:
         return Overtaken()
     if errno.EPERM in numbers:
-        return _explained(PermissionError(errno.EPERM, ""))
+        return explained(PermissionError(errno.EPERM, ""))
     parts = [f"{batch.about.get(seq, 'the transaction')}: {os.strerror(number)}" for seq, number in failures[:5]]
     more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
     message = f"the kernel refuses the transaction, nothing was changed: {printable('; '.join(parts))}{more}"
