@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from redirector import store
 from redirector.errors import NotPermitted, Refused, Unavailable, printable
 from redirector.host import children, systemd
-from redirector.unit import AFTERWARDS, MARK, NAME, STAND_IN, WANTED_BY
+from redirector.unit import AFTERWARDS, MARK, NAME, STAND_IN, WANTED_BY, WATCH
 
 FOLDER = "/etc/systemd/system"  # systemd.unit(5): units that the administrator installed
 MODE = 0o644  # systemd's tools read units as anybody
@@ -45,11 +45,12 @@ def install(texts: Mapping[str, str], root: str = "") -> bool:
             _write(path(root, name), text.encode())
     if manages(root):
         _systemctl("daemon-reload")
-        _systemctl("enable", *WANTED_BY)
+        _systemctl("enable", *(name for name in WANTED_BY if name in texts))
     else:
         for link, name in _links(root).items():
-            _link(link, name)
-    return found != texts
+            if name in texts:
+                _link(link, name)
+    return any(found[name] != text for name, text in texts.items())
 
 
 def uninstall(root: str = "") -> bool:
@@ -79,7 +80,7 @@ def uninstall(root: str = "") -> bool:
 
 def _ours(root: str, hint: str) -> dict[str, str | None]:
     """What is there of each unit. Raises Refused where one was written by others."""
-    found = {name: read(root, name) for name in (NAME, STAND_IN, AFTERWARDS)}
+    found = {name: read(root, name) for name in (NAME, STAND_IN, AFTERWARDS, WATCH)}
     for name, text in found.items():
         if text is not None and not text.startswith(MARK):
             raise Refused(f"{printable(path(root, name))} is not ours; nothing was changed", hint)

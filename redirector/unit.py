@@ -15,19 +15,30 @@ reloaded, and is stopped with the first one.
 And where ours is active and nftables.service is not, starting that flushes too, while what is active is not started
 again. Against that there is a third one, wanted by nftables.service and never active for longer than it takes: each
 start of nftables.service starts it anew. That the file is broken is for the first one to tell, and no failure of this.
+
+The unit of `redirector watch` is apart from all that, and for hosts that want it: it begins once the redirects should
+be loaded, and goes on whatever becomes of the others.
 """
 
 from __future__ import annotations
 
-from redirector.errors import BadConfiguration
+import os
+
+from redirector.errors import BadConfiguration, NotPermitted, Unavailable, Usage
 from redirector.unitfile import CONFINEMENT, command_line, quoted
 
 NAME = "redirector.service"
 STAND_IN = "redirector-reload.service"
 AFTERWARDS = "redirector-nftables.service"
+WATCH = "redirector-watch.service"
+METRICS = "/run/redirector/watch.prom"
 MARK = "# Written by `redirector service install`, and removed by `redirector service uninstall`.\n"
 # What each is enabled for.
-WANTED_BY = {NAME: ("sysinit.target", "nftables.service"), AFTERWARDS: ("nftables.service",)}
+WANTED_BY = {
+    NAME: ("sysinit.target", "nftables.service"),
+    AFTERWARDS: ("nftables.service",),
+    WATCH: ("multi-user.target",),
+}
 
 _UNIT = f"""\
 {MARK}
@@ -90,6 +101,32 @@ ExecStart={{command}}
 WantedBy={" ".join(WANTED_BY[AFTERWARDS])}
 """
 
+# To restart helps neither where the kernel lacks something nor where we lack rights.
+_WATCH = f"""\
+{MARK}
+[Unit]
+Description=Port redirects, healed when others change them
+DefaultDependencies=no
+After=local-fs.target nftables.service {NAME}
+Before=shutdown.target
+Conflicts=shutdown.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+ExecStart={{command}}
+ExecReload=/bin/kill -HUP $MAINPID
+Restart=always
+RestartSec=1s
+RestartPreventExitStatus={Usage.exit_code} {Unavailable.exit_code} {NotPermitted.exit_code}
+WatchdogSec=60s
+RuntimeDirectory={os.path.basename(os.path.dirname(METRICS))}
+RuntimeDirectoryMode=0755
+{{sandbox}}
+[Install]
+WantedBy={" ".join(WANTED_BY[WATCH])}
+"""
+
 # ProtectHome= is read-only, not "yes": the mapping file or Python may be in root's home. /proc stays whole: the boot's
 # id is read there. InaccessiblePaths= and not PrivateTmp=, which would make us wait for /tmp to be mounted and cleaned.
 _SANDBOX = f"""\
@@ -113,9 +150,11 @@ _LEGACY = "\nReadWritePaths=/run"
 _MODULES = "modprobe@ip_tables.service modprobe@ip6_tables.service"
 
 
-def unit_texts(python: str, file: str, state_dir: str = "", backend: str = "nftables") -> dict[str, str]:
-    """The units by their names; all three paths absolute, `state_dir` empty for /var/lib/redirector; they are for one
-    backend, because each needs other permissions.
+def unit_texts(
+    python: str, file: str, state_dir: str = "", backend: str = "nftables", *, watch: bool = False
+) -> dict[str, str]:
+    """The units by their names, that of `watch` among them if wanted; all three paths absolute, `state_dir` empty for
+    /var/lib/redirector; they are for one backend, because each needs other permissions.
 
     Raises Refused for a path that no unit can name.
     """
@@ -134,8 +173,10 @@ def unit_texts(python: str, file: str, state_dir: str = "", backend: str = "nfta
     unit = _UNIT
     if legacy:
         unit = unit.replace("nftables.service\nWants=", f"nftables.service {_MODULES}\nWants={_MODULES} ", 1)
-    return {
+    texts = {
         NAME: unit.format(command=command, sandbox=sandbox),
         STAND_IN: _STAND_IN.format(command=command, sandbox=sandbox),
         AFTERWARDS: _AFTERWARDS.format(command=command, sandbox=sandbox),
     }
+    watching = command_line([*argv, "watch", "--metrics", METRICS])
+    return texts | ({WATCH: _WATCH.format(command=watching, sandbox=sandbox)} if watch else {})

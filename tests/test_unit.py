@@ -9,12 +9,13 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from redirector.errors import Refused
-from redirector.unit import NAME, STAND_IN, unit_texts
+from redirector.unit import METRICS, NAME, STAND_IN, WATCH, unit_texts
 from redirector.unitfile import quoted
 from tests.strategies import quick
 
 PYTHON = "/usr/bin/python3"
 FILE = "/etc/redirector/mappings.toml"
+UNITS = 4
 ODD = '/it\'s a 100% "odd" $HOME; #é\\'
 
 characters = st.sampled_from("\"'\\%$;# @-!+|:{}/") | st.characters(codec="utf-8").filter(str.isprintable)
@@ -27,7 +28,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     found = []
     for state, backend in (("", "nftables"), (f"/srv{ODD}", "iptables-nft"), ("", "iptables-legacy")):
         folder = tmp_path_factory.mktemp("units")
-        for name, text in unit_texts(PYTHON, FILE if not state else ODD, state, backend).items():
+        for name, text in unit_texts(PYTHON, FILE if not state else ODD, state, backend, watch=True).items():
             (folder / name).write_text(text)
             found.append(str(folder / name))
     return found
@@ -45,15 +46,15 @@ def test_exposure_is_2_at_most(written: list[str]) -> None:
 
 
 def test_systemd_finds_nothing_wrong(written: list[str]) -> None:
-    for at in range(0, len(written), 3):
-        assert run("systemd-analyze", "verify", "--man=no", "--recursive-errors=yes", *written[at : at + 3]) == ""
+    for at in range(0, len(written), UNITS):
+        assert run("systemd-analyze", "verify", "--man=no", "--recursive-errors=yes", *written[at : at + UNITS]) == ""
 
 
 def test_the_one_capability_is_spelt_right(written: list[str]) -> None:
     """Of a misspelt one systemd-analyze verify says nothing."""
     for path in written:
         (found,) = re.findall(r"^\w*Capabilit\w*=(.*)$", Path(path).read_text(), re.MULTILINE)
-        assert found == "CAP_NET_ADMIN" + " CAP_NET_RAW" * (path in written[6:])
+        assert found == "CAP_NET_ADMIN" + " CAP_NET_RAW" * (path in written[2 * UNITS :])
         told = run("systemd-analyze", "capability", "--no-pager", *found.split())
         assert all(name.lower() in told for name in found.split())
 
@@ -100,10 +101,11 @@ def unquote(line: str, *, variables: bool = False) -> list[str]:
 @example("/-", "/@x", "/'")
 def test_the_paths_that_systemd_reads_are_those_that_were_given(python: str, file: str, state: str) -> None:
     argv = [python, "-I", "-m", "redirector", "--state-dir", state, "boot", file]
-    texts = unit_texts(python, file, state)
-    for text in texts.values():
+    texts = unit_texts(python, file, state, watch=True)
+    for name, text in texts.items():
         commands = [*assignments(text, "ExecStart"), *assignments(text, "ExecReload")]
-        assert all(unquote(command, variables=True) == argv for command in commands if command != "/bin/true")
+        wanted = [*argv[:-2], "watch", "--metrics", METRICS] if name == WATCH else argv
+        assert all(unquote(command, variables=True) == wanted for command in commands if command[:5] != "/bin/")
         (writable,) = assignments(text, "ReadWritePaths")
         assert unquote(writable) == [f"-{state}"]
     assert len(assignments(texts[NAME], "ExecStart")) == 1

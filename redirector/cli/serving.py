@@ -44,20 +44,21 @@ def service() -> None:
 @command
 @file_argument
 @root_option
-def install(app: App, file: str, root: str) -> int:
+@click.option("--watch", is_flag=True, help="Also the unit that runs redirector watch; once there, it stays.")
+def install(app: App, file: str, root: str, watch: bool) -> int:
     """Write the units for FILE and enable them; again after migrate-backend, as each needs other permissions."""
     from redirector import service as units
     from redirector import store, terminal, trusted
-    from redirector.unit import unit_texts
+    from redirector.unit import WATCH, unit_texts
 
     if app.netns:
         raise Usage("the units are for the host's own network: they know no --netns")
     if file == "-":
         raise Usage("at boot there is no standard input", "name a file or a folder")
     root, file, state_dir = _root(root), os.path.abspath(file), _state_dir(app)
-    texts = unit_texts(
-        sys.executable, file, "" if state_dir == DEFAULT_STATE else state_dir, _backend(root + file, app)
-    )
+    watch = watch or units.read(root, WATCH) is not None
+    state = "" if state_dir == DEFAULT_STATE else state_dir
+    texts = unit_texts(sys.executable, file, state, _backend(root + file, app), watch=watch)
     trusted.require(sys.executable, file, state_dir, root)
     if state_dir != DEFAULT_STATE:
         store.make_private(root + state_dir)  # the unit cannot: it may write inside, and nowhere else
@@ -68,9 +69,10 @@ def install(app: App, file: str, root: str) -> int:
     where = units.path(root)
     words = "is installed" if written else "is installed already"
     now = "; to begin now: systemctl start redirector" if units.manages(root) else ""
+    now += f" {WATCH}" * bool(now and watch)
     app.report(
         lambda: f"{printable(where)} {words}; it loads the redirects from the next boot on{now}",
-        lambda: {"unit": where, "written": written, "warning": fault},
+        lambda: {"unit": where, "written": written, "watch": watch, "warning": fault},
     )
     return 0
 
