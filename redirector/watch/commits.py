@@ -5,7 +5,8 @@ one message of its own, NEWGEN: the new genid, and the process that has committe
 nf_tables_gen_notify in net/netfilter/nf_tables_api.c). Every one of those things names its table in attribute 1. So the
 bytes of that attribute, with a name of ours in it, are looked for in what comes before a NEWGEN: if they are nowhere,
 the commit was no business of ours, and costs no more than this. (If they are there by chance, in a comment say, one
-comparison finds nothing.) Commits are told in their order, as the kernel makes them one at a time.
+comparison finds nothing.) Commits are told in their order, as the kernel makes them one at a time; without our own, if
+they can be told by the process id: in a PID namespace we have another one than the kernel tells.
 
 A commit may announce more than the socket's buffer holds. The kernel then reports ENOBUFS once and drops everything,
 until everything that is there has been read. So nothing is told before that point is reached: whoever looks at the
@@ -16,6 +17,7 @@ The iptables-nft backend's chains are nf_tables' too. What iptables-legacy does,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from redirector.backends.nftables.message import header
@@ -46,6 +48,8 @@ class Commits:
         self._backend = backend
         self._concerned = False  # whether what came since the last NEWGEN was of our tables
         self._lost = False  # since everything was last read
+        with open("/proc/self/comm", "rb") as file:
+            self._us = file.read().rstrip(b"\n").decode("utf-8", "surrogateescape"), os.getpid()
         try:
             self._netlink = NetlinkSocket(NETLINK_NETFILTER)
         except OSError as error:
@@ -73,7 +77,7 @@ class Commits:
             found = _commit(datagram)
             if found:
                 events += 1
-                if self._concerned:
+                if self._concerned and found[:2] != self._us:
                     suspects.append(found)
                 self._concerned = False
             if read >= DATAGRAMS and not self._lost:

@@ -131,7 +131,10 @@ class Watcher:
     def _wait(self) -> None:
         """Sleep until something has happened or is due, and see to it."""
         timeout = max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
-        heard = self._hear(timeout, patient="rest" not in self._due)
+        rests = "rest" in self._due
+        if self._unseen and not rests:
+            timeout = 0.0  # heard already, behind the last look
+        heard = self._hear(timeout, patient=not rests)
         now = time.monotonic()
         due = {what for what, when in self._due.items() if when <= now}
         for what in due:
@@ -141,8 +144,7 @@ class Watcher:
             self._due["ping"] = now + self._ping
         compare = COMPARE in self._asked
         self._asked.discard(COMPARE)
-        rests = "rest" in self._due
-        if compare or due & {"rest", "interval", "deadline"} or ((self._suspects or self._lost) and not rests):
+        if compare or due & {"rest", "interval", "deadline"} or (self._unseen and not rests):
             self._look(now, compare=compare)
         elif self._options.metrics and (heard or "metrics" in due):
             self._write(now)
@@ -164,6 +166,11 @@ class Watcher:
             self._lost = self._lost or found.lost
             self._asked |= {found.asked} - {""}
         return bool(ready)
+
+    @property
+    def _unseen(self) -> bool:
+        """Whether something may have happened that no look has seen."""
+        return self._lost or bool(self._suspects)
 
     def _unanswered(self, suspect: Suspect) -> bool:
         """Whether no look has seen what this has led to."""

@@ -65,7 +65,7 @@ def _element(number: int) -> bytes:
     return _SET + nest(wire.ELEMENTS_LIST, nest(wire.LIST_ELEM, key))
 
 
-def _commit(netlink: NetlinkSocket, bodies: list[tuple[int, bytes]]) -> None:
+def commit(netlink: NetlinkSocket, bodies: list[tuple[int, bytes]]) -> None:
     """One transaction, acknowledged. Raises OSError where the kernel refuses it."""
     seq = netlink.next_seq()
     end = seq + len(bodies) + 1
@@ -85,13 +85,13 @@ def _commit(netlink: NetlinkSocket, bodies: list[tuple[int, bytes]]) -> None:
 
 def write(pause: float, chains: int) -> None:
     netlink = NetlinkSocket(NETLINK_NETFILTER)
-    _commit(netlink, _frame(chains))
+    commit(netlink, _frame(chains))
     commits = 1
     print("writing", flush=True)  # noqa: T201 - what the test waits for
     while commits < LIMIT and not select.select([sys.stdin], [], [], pause)[0]:
         moving = wire.NEWCHAIN if commits % 2 else wire.DELCHAIN
         element = [(wire.DELSETELEM, _element(commits - 1)), (wire.NEWSETELEM, _element(commits))]
-        _commit(netlink, [(moving, _chain("moving")), *element])
+        commit(netlink, [(moving, _chain("moving")), *element])
         commits += 1
     print(commits, flush=True)  # noqa: T201
 
