@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from redirector import pending
+from redirector.watch.commits import Commits
+from redirector.watch.sources import Happening
 from tests.kernel.echo import Answered
 from tests.kernel.lab import HOST, PATH, Lab
 from tests.kernel.product import Product, mapping
@@ -189,6 +191,19 @@ def test_events_that_are_lost(lab: Lab, product: Product) -> None:
         lab.host.nft(f"delete element {TABLE} ports {{ tcp . 80 }}")  # and it hears again
         assert "by nft (pid " in watch.healed()
         assert served(lab)
+
+
+def test_a_drain_after_a_loss_reads_everything(lab: Lab, product: Product) -> None:
+    """Or the kernel would go on to drop what is announced, and say no more of it."""
+    with contextlib.closing(lab.host.namespace.call(Commits, lambda: "nftables")) as source:
+        elements = ", ".join(map(str, range(200_000)))
+        lab.host.nft(f"add table inet big; add set inet big numbers {{ type mark; elements = {{ {elements} }}; }}")
+        assert source.drain() == Happening(0, (), lost=True)
+        lab.host.nft("add table inet other; add chain inet other redirector")
+        lab.host.nft(f"delete element {TABLE} ports {{ tcp . 80 }}")
+        found = source.drain()
+        assert (found.events, found.lost, [each.program for each in found.suspects]) == (2, False, ["nft"])
+        assert source.drain() == Happening()
 
 
 @contextlib.contextmanager

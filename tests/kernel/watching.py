@@ -41,6 +41,7 @@ class Watch:
         """The lines up to the first with these words, that one last."""
         lines = [self.line()]
         while words not in lines[-1]:
+            assert len(lines) < 1000, lines[-10:]
             lines.append(self.line())
         return lines
 
