@@ -12,7 +12,8 @@ A commit may announce more than the socket's buffer holds. The kernel then repor
 until everything that is there has been read. So nothing is told before that point is reached: whoever looks at the
 tables afterwards has not missed what was dropped, and whatever comes later is heard.
 
-The iptables-nft backend's chains are nf_tables' too. What iptables-legacy does, the kernel tells nobody.
+The iptables-nft backend's chains are nf_tables' too. What iptables-legacy does, the kernel tells nobody; but where our
+redirects leave it for another backend, that is heard.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ TABLE_NAME = 1  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE and so on, 
 DATAGRAMS = 500
 SUSPECTS = 16
 
-# The tables that hold our redirects, by backend. Where none is known, any of them may come to.
-TABLES = {"nftables": (TABLE,), "iptables-nft": ("nat", "filter"), "iptables-legacy": ()}
-TABLES[""] = tuple(name for names in TABLES.values() for name in names)
+# The tables that hold our redirects, by backend. Where they are in none of these, they may come to any of them.
+TABLES = {"nftables": (TABLE,), "iptables-nft": ("nat", "filter")}
+ANY = tuple(name for names in TABLES.values() for name in names)
 
 
 class Commits:
@@ -66,7 +67,7 @@ class Commits:
         return self._netlink.fileno()
 
     def drain(self) -> Happening:
-        marks = [attr(TABLE_NAME, text(name)) for name in TABLES.get(self._backend(), TABLES[""])]
+        marks = [attr(TABLE_NAME, text(name)) for name in TABLES.get(self._backend(), ANY)]
         events, read, suspects = 0, 0, []
         for datagram in self._netlink.arrived():
             if not datagram:

@@ -50,16 +50,18 @@ class Eyes:
     def __init__(self, history: History, opener: Open) -> None:
         self._history, self._opener = history, opener
         self._backend: Backend | None = None
+        self._occupied = False
 
     @property
     def backend(self) -> str:
-        """The backend that holds our redirects, as far as is known; "" if it is not."""
-        return self._backend.name if self._backend else ""
+        """The backend that held redirects of ours at the last look; "" if none did."""
+        return self._backend.name if self._backend and self._occupied else ""
 
     def look(self, *, heal: bool = True, compare: bool = False) -> Look:
         """Look, and heal or only tell; `compare` reads everything, whatever is known. Raises what `reconcile.change`
         raises; nothing is healed then."""
         history = self._history
+        self._occupied = False
         with history.locked():
             current = history.current()
             if not isinstance(current, Record):
@@ -71,6 +73,7 @@ class Eyes:
                 return _unclear(current)
             if current.purged:
                 return Look("absent", backend.name, current.generation)
+            self._occupied = bool(current.ruleset.enabled)
             found = _heal(backend, history, current, compare) if heal else _tell(backend, history, current, compare)
             if waiting and found.state == "in-sync":
                 found = found._replace(state="pending")

@@ -14,6 +14,7 @@ do not fit into the buffer meanwhile are lost, which only means that there is no
 
 from __future__ import annotations
 
+import contextlib
 import select
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -125,7 +126,7 @@ class Watcher:
         self._look(time.monotonic(), compare=False)
         while STOP not in self._asked:
             self._wait()
-        systemd.notify("STOPPING=1")
+        _notify("STOPPING=1")
         self._tell(Ended())
 
     def _wait(self) -> None:
@@ -140,7 +141,7 @@ class Watcher:
         for what in due:
             del self._due[what]
         if "ping" in due and self._ping:
-            systemd.notify("WATCHDOG=1")
+            _notify("WATCHDOG=1")
             self._due["ping"] = now + self._ping
         compare = COMPARE in self._asked
         self._asked.discard(COMPARE)
@@ -249,7 +250,7 @@ class Watcher:
         """Tell systemd the state, if it has changed; the first time, that we are ready."""
         words = self._state(self._last, self._trouble)
         if words != self._said:
-            systemd.notify(f"STATUS={words}" if self._said else f"READY=1\nSTATUS={words}")
+            _notify(f"STATUS={words}" if self._said else f"READY=1\nSTATUS={words}")
             self._said = words
 
 
@@ -259,6 +260,11 @@ def _culprits(look: Look, suspects: Iterable[Suspect]) -> tuple[Suspect, ...]:
         return tuple(suspects)
     some = (s for s in suspects if later(look.genid, s.genid))
     return tuple(s for s in some if not look.before or later(s.genid, look.before))
+
+
+def _notify(state: str) -> None:
+    with contextlib.suppress(OSError):  # nobody there to hear it is no reason to end
+        systemd.notify(state)
 
 
 def _about(look: Look) -> tuple[str, int | None, str]:

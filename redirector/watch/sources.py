@@ -61,8 +61,8 @@ class Source(Protocol):
 
 
 def open_sources(backend: Callable[[], str]) -> list[Source]:
-    """Every kind, for the network namespace of the caller; `backend` tells which one holds our redirects ("" is: none
-    that is known). From now on nothing is missed. Raises errors.Unavailable, errors.NotPermitted."""
+    """Every kind, for the network namespace of the caller; `backend` tells which one holds redirects of ours ("" is:
+    none). From now on nothing is missed. Raises errors.Unavailable, errors.NotPermitted."""
     from redirector.watch.commits import Commits
     from redirector.watch.signals import Signals
 

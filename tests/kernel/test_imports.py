@@ -38,10 +38,14 @@ STATUS = f"{START} {PROOF} cli.looking report"
 FULL = f"{STATUS} {BACKENDS} status"
 HOST = "host host.dumps host.facts host.listeners host.processes host.ssh host.units"
 APPLY = f"{START} {PROOF} {BACKENDS} {HOST} cli.applying guards"
+WATCH = (
+    f"{START} {PROOF} {BACKENDS} cli.watching host host.systemd metrics output_watch report status "
+    "watch watch.figures watch.look watch.loop watch.patience watch.sources"
+)
 
 STDLIB = (
     "_json _locale _socket _string _struct array bisect _bisect fcntl json json.decoder json.encoder json.scanner "
-    "locale pwd string struct zlib tomli tomli._parser tomli._re tomli._types difflib time errno"
+    "locale pwd select string struct zlib tomli tomli._parser tomli._re tomli._types difflib time errno"
 )
 
 
@@ -71,6 +75,7 @@ def test_the_paths(product: Product) -> None:
         (("apply", file, "--allow-unsafe-file"), f"{APPLY} host.firewalls"),  # the first one chooses the backend
         (("status",), STATUS),
         (("status", "--full"), FULL),
+        (("watch", "--once"), WATCH),  # what stays in memory while it goes on, but for what hears
     ):
         found, others = imported(product, *args)
         assert found == words(ours), args

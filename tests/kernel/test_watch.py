@@ -410,6 +410,28 @@ def test_iptables(lab: Lab, backend: str) -> None:
                 assert served(lab)
 
 
+def test_redirects_that_move_to_another_backend_are_followed(lab: Lab, product: Product) -> None:
+    """Wherever they were, and also where there were none any more."""
+    with watching(product) as watch:
+        started(watch)
+        number = 1
+        for backend in ("iptables-legacy", "iptables-nft", "iptables-legacy", "nftables", "iptables-nft"):
+            number += 1
+            product.run("migrate-backend", backend)
+            assert watch.line() == f"now: in sync ({backend}); generation {number}"
+        product.run("remove")
+        assert watch.line() == "now: drained: no redirects (iptables-nft); generation 7"
+        product.run("apply", product.file(WEB), "--backend=nftables")
+        assert watch.line() == "now: in sync (nftables); generation 8"
+        product.run("remove")
+        assert watch.line() == "now: drained: no redirects (nftables); generation 9"
+        product.run("apply", product.file(WEB), "--backend=iptables-nft")
+        assert watch.line() == "now: in sync (iptables-nft); generation 10"
+        lab.host.run("iptables-nft", "-t", "nat", "-F")
+        assert "by iptables" in watch.healed()
+        assert served(lab)
+
+
 def test_metrics(lab: Lab, product: Product, tmp_path: Path) -> None:
     path = tmp_path / "watch.prom"
     with watching(product, "--metrics", str(path)) as watch:
