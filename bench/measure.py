@@ -22,11 +22,12 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from redirector.host.namespaces import Namespace
 
 # Takes the table away, whether there is one or not: adding one that exists is no error.
+Result = TypeVar("Result")
 CLEAN = "table inet redirector\ndelete table inet redirector\n"
 
 
@@ -163,6 +164,10 @@ class Place:
         """The last line of what our daemons said."""
         with open(os.path.join(self.folder, "daemon"), encoding="utf-8", errors="replace") as file:
             return "".join(file.readlines()[-1:]).strip()
+
+    def inside(self, function: Callable[[], Result]) -> Result:
+        """What a function returns that is called in our network namespace."""
+        return self._namespace.call(function)
 
     def listen(self, port: int) -> socket.socket:
         """Something that listens there, on every address."""

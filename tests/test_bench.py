@@ -27,6 +27,7 @@ EXPERIMENTS = [
     "status",
     "unchanged",
     "delta",
+    "healing",
     "connects-nftables",
     "connects-iptables-nft",
     "connects-iptables-legacy",

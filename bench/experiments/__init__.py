@@ -27,6 +27,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "status": ("idle", "status"),
     "unchanged": ("idle", "unchanged"),
     "delta": ("delta", "delta"),
+    "healing": ("healing", "healing"),
     "connects-nftables": ("packets", "connects", "nftables"),
     "connects-iptables-nft": ("packets", "connects", "iptables-nft"),
     "connects-iptables-legacy": ("packets", "connects", "iptables-legacy"),
