@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from redirector.errors import plural, printable
 from redirector.output import STATES, drift_detail
-from redirector.watch.loop import Changed, Drifted, Failed, Fought, Healed, Started
+from redirector.watch.told import Changed, Drifted, Failed, Fought, Healed, Started
 
 if TYPE_CHECKING:
     from redirector.report import Drift
     from redirector.watch.look import Look
-    from redirector.watch.loop import Told, Trouble
     from redirector.watch.sources import Suspect
+    from redirector.watch.told import Told, Trouble
 
 SHOWN = 5  # differences and names in one line; status and history have the rest
 

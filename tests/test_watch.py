@@ -20,10 +20,11 @@ from redirector.program import Program
 from redirector.reconcile import Origin, Wish, change
 from redirector.report import Drift
 from redirector.watch.look import Eyes, Look
-from redirector.watch.loop import Ended, Failed, Fought, Healed, Options, Started, Told, Watcher, _culprits
+from redirector.watch.loop import Options, Watcher, _culprits
 from redirector.watch.patience import AT_ONCE, LONGEST, QUICK, Patience, growing
 from redirector.watch.signals import Signals
 from redirector.watch.sources import COMPARE, STOP, Happening, Suspect, later
+from redirector.watch.told import Ended, Failed, Fought, Healed, Started, Told
 from tests.strategies import mapping
 
 GENIDS = st.integers(0, 2**32 - 1)

@@ -13,7 +13,7 @@ from redirector.errors import Refused, Usage, printable
 
 if TYPE_CHECKING:
     from redirector.journal import Entry
-    from redirector.watch.loop import Told
+    from redirector.watch.told import Told
 
 EXIT_CODES = {"in-sync": 0, "pending": 0, "drifted": 2, "drained": 3, "absent": 3, "unknown": 4}
 

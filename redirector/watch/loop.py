@@ -26,62 +26,12 @@ from redirector.watch.figures import Figures
 from redirector.watch.look import Eyes, Look
 from redirector.watch.patience import Patience, growing
 from redirector.watch.sources import COMPARE, STOP, Source, Suspect, later
+from redirector.watch.told import Changed, Drifted, Ended, Failed, Fought, Healed, Started, Told, Trouble
 
 BEHIND = 10.0  # seconds that a metrics file may be behind the number of events; behind a look it never is
 AFTER_DEADLINE = 2.0  # seconds after that of a change that waits: its watchdog takes it back within one
 LONGEST_FAILURE = 10.0  # seconds until the next look where one has failed
 SUSPECTS = 16  # that are kept, the latest
-
-
-class Started(NamedTuple):
-    look: Look
-
-
-class Healed(NamedTuple):
-    """Drift was healed `seconds` after the watcher had heard of it. With no `suspects` it was there when the watch
-    began (`first`), or its events were `lost`, or there are none for this backend."""
-
-    look: Look
-    suspects: tuple[Suspect, ...]
-    seconds: float
-    first: bool = False
-    lost: bool = False
-
-
-class Drifted(NamedTuple):
-    """Drift that is only told (--dry-run)."""
-
-    look: Look
-    suspects: tuple[Suspect, ...]
-
-
-class Changed(NamedTuple):
-    """Another state or generation than at the last look, or the first one that did not fail."""
-
-    look: Look
-
-
-class Fought(NamedTuple):
-    """What was healed has been undone `times` in a row; nothing is healed for `seconds`."""
-
-    times: int
-    suspects: tuple[Suspect, ...]
-    seconds: float
-
-
-class Failed(NamedTuple):
-    """A look that could not be finished; the next one comes in `seconds`."""
-
-    error: RedirectorError
-    seconds: float
-
-
-class Ended(NamedTuple):
-    """By a signal; what is in the kernel stays."""
-
-
-Told = Started | Healed | Drifted | Changed | Fought | Failed | Ended
-Trouble = Fought | Failed
 
 
 class Options(NamedTuple):

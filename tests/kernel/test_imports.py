@@ -40,7 +40,7 @@ HOST = "host host.dumps host.facts host.listeners host.processes host.ssh host.u
 APPLY = f"{START} {PROOF} {BACKENDS} {HOST} cli.applying guards"
 WATCH = (
     f"{START} {PROOF} {BACKENDS} cli.watching host host.systemd metrics output_watch report status "
-    "watch watch.figures watch.look watch.loop watch.patience watch.sources"
+    "watch watch.figures watch.look watch.loop watch.patience watch.sources watch.told"
 )
 
 STDLIB = (

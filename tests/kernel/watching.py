@@ -9,9 +9,26 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 
-from tests.kernel.product import Product
+from tests.kernel.echo import Answered
+from tests.kernel.lab import HOST, Lab
+from tests.kernel.product import Product, mapping
 
 PATIENCE = 30.0
+WEB = mapping("web", 80, 8080)
+OTHER = mapping("web", 80, 8081)
+TABLE = "inet redirector"
+
+
+def serve(lab: Lab) -> None:
+    """What WEB and OTHER lead to."""
+    for address in HOST:
+        lab.host.serve("tcp", address, 8080, 8081)
+
+
+def served(lab: Lab, port: int = 8080) -> bool:
+    """Whether a client from outside is led there, over IPv4 and IPv6."""
+    answers = [lab.client.ask_tcp(address, 80) for address in HOST]
+    return all(isinstance(answer, Answered) and answer.port == port for answer in answers)
 
 
 class Watch:
@@ -89,13 +106,11 @@ class Watch:
         return int(found)
 
     def asleep(self) -> None:
-        """Return when it sleeps in poll(2)."""
-        while "poll" not in self._wchan():
-            pass
-
-    def _wchan(self) -> str:
-        with open(f"/proc/{self.pid}/syscall", encoding="ascii") as file:
-            return "poll" if file.read().split()[0] in ("7", "73") else ""  # poll; ppoll where there is no poll
+        """Return when it waits for the next event, in poll(2), of its two descriptors."""
+        call: list[str] = []
+        while call[:1] not in (["7"], ["73"]) or call[2] != "0x2":  # poll; ppoll, where there is no poll
+            with open(f"/proc/{self.pid}/syscall", encoding="ascii") as file:
+                call = file.read().split()
 
     def resident(self) -> int:
         """Its memory, in KiB."""
@@ -129,3 +144,7 @@ def watching(
             process.kill()
             process.communicate()
             os.unlink(path)
+
+
+def started(watch: Watch) -> None:
+    assert watch.line().startswith("watching: ")
