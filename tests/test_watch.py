@@ -158,6 +158,24 @@ def test_what_comes_while_we_look_is_not_slept_over(history: History, backend: M
     assert backend.program is not None
 
 
+def test_what_the_last_look_has_seen_is_not_looked_at_again(history: History, backend: MemoryBackend) -> None:
+    """Such as our own commit, whose announcement comes behind the look."""
+    seen = Happening(1, (Suspect("nft", 7, backend.generation),))
+
+    class Late(Tamperer):
+        def drain(self) -> Happening:
+            found = super().drain()
+            backend._program = None  # which no look may find
+            return seen if found.suspects else found
+
+    found: list[Told] = []
+    source = Late(backend, EVENT)
+    source.left = 0  # the stop comes right behind
+    Watcher(Eyes(history, lambda name: backend), [source], found.append, output_watch.state, Options()).run()
+    source.close()
+    assert kinds(found) == [Started, Ended]
+
+
 def test_lost_events_make_it_look(history: History, backend: MemoryBackend) -> None:
     found = told(history, backend, Happening(lost=True), until=2)
     assert kinds(found) == [Started, Healed, Ended]

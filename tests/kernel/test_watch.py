@@ -97,7 +97,7 @@ def test_what_others_do_elsewhere_is_none_of_our_business(lab: Lab, product: Pro
     with watching(product, wrapper=traced(log)) as watch:
         started(watch)
         for number in range(20):
-            lab.host.nft(f"add table inet other{number}; add chain inet other{number} redirector")
+            lab.host.nft(f"add table ip nat; add chain ip nat redirector{number}")  # which iptables' backend heeds
         product.apply(OTHER)
         watch.until_status("generation 2")
         assert watch.end() == ["now: in sync (nftables); generation 2"]
