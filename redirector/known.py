@@ -80,8 +80,6 @@ def plan_from(known: Known, wanted: Ruleset) -> Plan:
     """The plan that leads from what is known to the ruleset that is wanted."""
     if known.ruleset.settings.priority != wanted.settings.priority:  # which concerns every mapping
         return make_plan(compile_ruleset(wanted), known.program)
-    if known.ruleset.settings.priority != wanted.settings.priority:  # which concerns every mapping
-        return make_plan(compile_ruleset(wanted), known.program)
     names = differing(known.ruleset, wanted)
     desired, observed = compile_ruleset(wanted, names), known.part(names)
     for name in desired.maps | observed.maps:
