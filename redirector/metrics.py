@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from redirector import store
 from redirector.records import NamedTuple
@@ -53,3 +54,11 @@ def _escaped(words: str, *, quote: bool = False) -> str:
 
 def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(float(value))
+
+
+def data(metrics: Iterable[Metric]) -> dict[str, Any]:
+    """The same numbers as JSON has them, by metric."""
+    return {
+        metric.name: [{"value": float(sample.value), "labels": dict(sample.labels)} for sample in metric.samples]
+        for metric in metrics
+    }

@@ -26,6 +26,7 @@ COMMANDS = {
     "apply": "applying",
     "status": "looking",
     "watch": "watching",
+    "metrics": "measuring",
     "doctor": "doctoring",
     "audit": "auditing",
     "explain": "auditing",

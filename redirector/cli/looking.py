@@ -82,7 +82,7 @@ def status(app: App, file: str | None, full: bool, counters: bool) -> int:
         quiet = not (full or counters or os.path.lexists(os.path.join(folder, layout.NOTE)))
         found, waiting = (_proven(folder) if quiet else None), None
         if found is None:
-            found, waiting = _compared(app)
+            found, waiting = compared(app)
         origin = found.head.origin if found.head else ""
         path = file or (origin if origin.startswith("/") else "") or DEFAULT_FILE
         same, stamp = os.path.abspath(path) == origin, source.stamp(path)
@@ -135,7 +135,7 @@ def _save(folder: str, found: Status, stamp: str) -> None:
         proof.save(folder, known._replace(stamp=stamp))
 
 
-def _compared(app: App) -> tuple[Status, Pending | None]:
+def compared(app: App) -> tuple[Status, Pending | None]:
     """What comparing everything says, and what waits for confirm."""
     from redirector import status as against
 
