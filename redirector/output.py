@@ -229,6 +229,13 @@ def drift_detail(drift: Drift) -> str:
     return "; ".join([*lines, *filter(None, [drift.detail])])
 
 
+def file_words(file: str, changed: bool | None, fault: str) -> str:
+    """What there is to say of the mapping file that was applied."""
+    if changed:
+        return f"{printable(file)} has changed since: redirector plan shows how"
+    return f"{printable(file)}: {fault}" if fault else ""
+
+
 def pending_json(waiting: Pending | None) -> dict[str, Any] | None:
     if waiting is None:
         return None

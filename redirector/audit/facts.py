@@ -57,7 +57,7 @@ class Rule(NamedTuple):
 
     `owner` is "redirector", or the table of others in words; `mapping` its name, where it is ours. `target` None: not
     to be told from the rule; `address` "": this host. `sides`: arriving, own. `certain`: it takes all connections of
-    these families and sides, not only some. `priority` orders the rules of a hook.
+    these families and sides, not only some. `priority` orders the rules of a hook. `table`: others' table in words.
     """
 
     owner: str
@@ -72,6 +72,7 @@ class Rule(NamedTuple):
     priority: int = 0
     mapping: str = ""
     where: Where = Where("")
+    table: str = ""
 
     def target_of(self, port: int) -> int | None:
         """The port that a connection to `port` is led to."""

@@ -84,6 +84,10 @@ def tables(firewalls: Firewalls) -> list[Table]:
     return found + [listed.table(one.family, one.name, one.objects, one.texts) for one in firewalls.listed]
 
 
+def words(table: Table) -> str:
+    return f"{table.form} table {table.family} {table.name}"
+
+
 def _asked(table: Table, base: str) -> Iterator[Rule]:
     where = table.bases[base]
     for family in table.families:
@@ -92,10 +96,9 @@ def _asked(table: Table, base: str) -> Iterator[Rule]:
                 if hit.verdict != "nat" or hit.clause is None:
                     continue
                 address, target = translation(hit.clause.text)
-                place = f"{table.form} table {table.family} {table.name}, chain {hit.chain}"
                 for ports in hit.ports:
                     yield Rule(
-                        place,
+                        f"{words(table)}, chain {hit.chain}",
                         hit.clause.text,
                         protocol,
                         ports,
@@ -105,6 +108,7 @@ def _asked(table: Table, base: str) -> Iterator[Rule]:
                         (HOOKS[where.hook],),
                         hit.certain,
                         where.priority,
+                        table=words(table),
                     )
 
 

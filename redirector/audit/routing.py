@@ -12,20 +12,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from redirector.audit.facts import Facts, Rule, Socket
-from redirector.audit.nat import OURS
+from redirector.audit.nat import OURS, words
 from redirector.decide import Packet, decide
 from redirector.diagnose import stopped
 from redirector.model import Ports, Ruleset
+from redirector.naming import GUARD_CHAIN
 from redirector.others import Question, Table
 from redirector.records import NamedTuple
 
 LOOPBACK = {"ipv4": "127.0.0.1", "ipv6": "::1"}
 
 
+class Stop(NamedTuple):
+    """Where a filter ends the way: `table` in words (OURS for ours), `chain` the base chain, `text` what decides."""
+
+    table: str
+    chain: str
+    text: str
+
+
 class Fate(NamedTuple):
     """`outcome`: served, refused (nobody listens, or an exclusive target), dropped (by a filter), elsewhere (another
     address), unknown (the rule does not say where to). `sure`: no rule that takes some only was `passed`, and ours are
-    as they were applied."""
+    as they were applied. `stop`: the filter that refuses or drops it."""
 
     packet: Packet
     outcome: str
@@ -36,6 +45,7 @@ class Fate(NamedTuple):
     passed: tuple[Rule, ...] = ()
     socket: Socket | None = None
     sure: bool = True
+    stop: Stop | None = None
 
 
 class Host(NamedTuple):
@@ -59,10 +69,10 @@ def fate(packet: Packet, facts: Facts, host: Host) -> Fate:
         decision = decide(facts.ruleset, packet)
         if decision.action == "refuse" and any(rule.mapping == decision.mapping for rule in facts.of(Rule)):
             reason = f'mapping "{decision.mapping}" is exclusive: its target is not for clients'
-            return base._replace(outcome="refused", reason=reason)
+            return base._replace(outcome="refused", reason=reason, stop=Stop(OURS, GUARD_CHAIN, reason))
     drop = _dropped(packet, port, bool(took), facts.of(Table))
     if drop:
-        return base._replace(outcome="dropped", reason=f"by a filter: {drop}")
+        return base._replace(outcome="dropped", reason=f"by a filter: {drop.table}: {drop.text}", stop=drop)
     socket = receiver(facts.on(packet.protocol, Ports(port, port)), packet, address, port, host.number)
     if socket is None:
         where = f"[{address}]:{port}" if packet.family == "ipv6" else f"{address}:{port}"
@@ -102,18 +112,18 @@ def _address(packet: Packet, rewrite: str, host: Host) -> str:
     return host.primary or packet.address if packet.interface else LOOPBACK[packet.family]
 
 
-def _dropped(packet: Packet, port: int, translated: bool, tables: Iterable[Table]) -> str:
-    """The rule or chain that drops what comes from outside for certain; "" for none."""
+def _dropped(packet: Packet, port: int, translated: bool, tables: Iterable[Table]) -> Stop | None:
+    """The rule or chain that drops what comes from outside for certain."""
     if not packet.interface:
-        return ""
+        return None
     question = Question(packet.protocol, packet.family, (Ports(port, port),), translated)
     for table in tables:
         for base, where in table.bases.items():
             if (where.type, where.hook) == ("filter", "input"):
                 for hit in stopped(table, base, question):
                     text = hit.clause.text if hit.clause else f"the policy of {base}"
-                    return f"{table.form} table {table.family} {table.name}: {text}"
-    return ""
+                    return Stop(words(table), base, text)
+    return None
 
 
 def receiver(sockets: Iterable[Socket], packet: Packet, address: str, port: int, interface: int) -> Socket | None:

@@ -28,6 +28,8 @@ COMMANDS = {
     "watch": "watching",
     "metrics": "measuring",
     "doctor": "doctoring",
+    "graph": "drawing",
+    "report": "drawing",
     "audit": "auditing",
     "explain": "auditing",
     "confirm": "changing",

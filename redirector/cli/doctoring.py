@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from redirector.cli.app import DEFAULT_FILE, App, command
 from redirector.errors import printable
+
+if TYPE_CHECKING:
+    from redirector.choose import Choice
+    from redirector.findings import Finding
+    from redirector.model import Ruleset
 
 
 @command
@@ -16,10 +22,6 @@ from redirector.errors import printable
 def doctor(app: App, file: str | None) -> int:
     """Say which backend was picked and why, and what in others' firewalls is in the way. Exits 2 with findings."""
     from redirector import mappings, output_doctor, terminal
-    from redirector.choose import choose
-    from redirector.diagnose import findings
-    from redirector.host import firewalls
-    from redirector.selection import last_backend
 
     with terminal.Progress(sys.stderr) as progress:
         # Without a file there is still the host to look at; one that was named has to be there.
@@ -28,13 +30,22 @@ def doctor(app: App, file: str | None) -> int:
         ruleset = mappings.load(path) if path else None
         app.enter_namespace()
         progress("reading the firewalls of this host")
-        gathered = firewalls.gather(listing=True)
-        progress("comparing")
-        wanted = ruleset.settings.backend if ruleset else "auto"
-        choice = choose(gathered, wanted, last_backend(app.history()))
-        found = list(findings(ruleset, gathered, choice))
+        choice, found = examined(app, ruleset)
     app.report(
         lambda: output_doctor.doctor_text(choice, found, path, app.paint),
         lambda: output_doctor.doctor_json(choice, found, path),
     )
     return 2 if found else 0
+
+
+def examined(app: App, ruleset: Ruleset | None) -> tuple[Choice, list[Finding]]:
+    """The backend that is picked for these mappings, and everything that there is to say of it."""
+    from redirector.choose import choose
+    from redirector.diagnose import findings
+    from redirector.host import firewalls
+    from redirector.selection import last_backend
+
+    gathered = firewalls.gather(listing=True)
+    wanted = ruleset.settings.backend if ruleset else "auto"
+    choice = choose(gathered, wanted, last_backend(app.history()))
+    return choice, list(findings(ruleset, gathered, choice))

@@ -83,8 +83,7 @@ def status(app: App, file: str | None, full: bool, counters: bool) -> int:
         found, waiting = (_proven(folder) if quiet else None), None
         if found is None:
             found, waiting = compared(app)
-        origin = found.head.origin if found.head else ""
-        path = file or (origin if origin.startswith("/") else "") or DEFAULT_FILE
+        origin, path = found.head.origin if found.head else "", _path(file, found)
         same, stamp = os.path.abspath(path) == origin, source.stamp(path)
         changed: bool | None = False
         fault = ""
@@ -93,11 +92,7 @@ def status(app: App, file: str | None, full: bool, counters: bool) -> int:
             changed, fault = _file_state(app, path, found, asked=file is not None)
         if found.proof and not waiting:
             _save(folder, found, stamp if same and changed is False else found.proof.stamp)
-    note = ""
-    if changed:
-        note = f"{printable(path)} has changed since: redirector plan shows how"
-    elif fault:
-        note = f"{printable(path)}: {fault}"
+    note = output.file_words(path, changed, fault)
     app.report(
         lambda: output.status_text(found, note, app.paint, waiting, counters=counters),
         lambda: output.status_json(found, path, changed, fault) | {"pending": output.pending_json(waiting)},
@@ -142,6 +137,18 @@ def compared(app: App) -> tuple[Status, Pending | None]:
     backend, history = app.backend(), app.history()
     waiting = app.settle(backend, history)
     return against.status(backend, history, waiting=waiting is not None), waiting
+
+
+def _path(file: str | None, found: Status) -> str:
+    """The mapping file that is meant: the one that was named, or that it comes from."""
+    origin = found.head.origin if found.head else ""
+    return file or (origin if origin.startswith("/") else "") or DEFAULT_FILE
+
+
+def file_note(app: App, file: str | None, found: Status) -> tuple[str, bool | None, str]:
+    """The mapping file, whether it differs from what was applied, and why that cannot be told."""
+    path = _path(file, found)
+    return (path, *_file_state(app, path, found, asked=file is not None))
 
 
 def _file_state(app: App, path: str, found: Status, *, asked: bool) -> tuple[bool | None, str]:

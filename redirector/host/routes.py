@@ -52,14 +52,22 @@ def towards(address: str) -> Way:
 
 def outward() -> list[Way]:
     """For each family the first interface with an address that others can have heard of, and that address."""
+    found: dict[bool, Way] = {}
+    for way in interfaces():
+        found.setdefault(":" in way.source, way)
+    return list(found.values())
+
+
+def interfaces() -> list[Way]:
+    """Each interface but lo with the first address of each family that it has, link-local ones left out."""
     netlink = NetlinkSocket(NETLINK_ROUTE)
     try:
-        found: dict[int, Way] = {}
+        found: dict[tuple[int, int], Way] = {}
         for family in (socket.AF_INET, socket.AF_INET6):
             for index, address in _addresses(netlink, family):
                 name = socket.if_indextoname(index)
-                if family not in found and name != "lo":
-                    found[family] = Way(name, index, address, address)
+                if name != "lo":
+                    found.setdefault((family, index), Way(name, index, address, address))
         return list(found.values())
     finally:
         netlink.close()
