@@ -79,12 +79,12 @@ def _gathered(app: App, ports: tuple[int, ...], progress: Progress) -> Graph:
     from redirector.audit import survey
     from redirector.audit.tree import Tree
     from redirector.drawing import gather
-    from redirector.host.routes import interfaces
+    from redirector.host.routes import addresses
 
     progress("reading the host")
     facts = survey.running_system(app.history(), ports, Tree(walk="nowhere"))
     progress("following the ways")
-    return gather.graph(facts, interfaces(), ports)
+    return gather.graph(facts, addresses(), ports)
 
 
 def as_data(found: Graph) -> dict[str, Any]:

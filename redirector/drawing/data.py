@@ -30,9 +30,10 @@ class Client(NamedTuple):
 
 
 class Station(NamedTuple):
-    """`table` in words ("redirector" for ours: `own`), `kind` nat or filter, `hooks` where its base chains (`chains`)
-    are attached; `priority` None where it is not known."""
+    """`form` nftables, iptables-nft or iptables-legacy ("" for ours: `own`), `table` its family and name, `kind` nat or
+    filter, `hooks` where its base chains (`chains`) are attached; `priority` None where it is not known."""
 
+    form: str
     table: str
     kind: str
     priority: int | None
@@ -42,12 +43,14 @@ class Station(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """What a station (its number) does: `verdict` TAKES …; `name` of the mapping, or the rule; `detail` what more."""
+    """What a station (its number) does: `verdict` TAKES …; `name` of the mapping (`own`), or the rule; `detail` what
+    more."""
 
     station: int
     verdict: str
     name: str
     detail: str = ""
+    own: bool = False
 
 
 class End(NamedTuple):
@@ -128,8 +131,8 @@ def _stop(way: Way, number: int, at: int) -> Node:
 
 def stop_words(way: Way, stop: Stop) -> str:
     """What happens at a stop."""
-    if stop.verdict == TAKES:
-        return f"{stop.name} → {ports_words(way.targets)}" if way.targets else stop.name
+    if stop.verdict == TAKES:  # others' rules say themselves where they lead
+        return f"{stop.name} → {ports_words(way.targets)}" if stop.own else stop.name
     return f"{stop.verdict}: {stop.name}"
 
 
@@ -138,15 +141,17 @@ def clients_words(clients: Iterable[Client], known: Iterable[Client]) -> str:
     found, all_of = set(clients), set(known)
     if all_of and all_of <= found:
         return "anyone"
-    words = []
+    words: list[str] = []
+    general = {side: {one.family for one in found if one.side == side and not one.scope} for side in (OUTSIDE, HERE)}
+    if general[OUTSIDE] == general[HERE] and len(found) == 2 * len(general[HERE]) == 2:
+        return f"anyone, {_family(*general[HERE])}"
     for side in (OUTSIDE, HERE):
-        here = {one.family for one in found if one.side == side and not one.scope}
+        here = general[side]
         asked = {one.family for one in all_of if one.side == side}
         if here:
             families = "" if here == asked else ", " + " and ".join(_family(name) for name in sorted(here))
             words.append(f"{side}{families}")
-        general = {one.family for one in found if one.side == side and not one.scope}
-        scopes = [one.scope for one in clients if one.side == side and one.scope and one.family not in general]
+        scopes = [one.scope for one in clients if one.side == side and one.scope and one.family not in here]
         words += [scope if side == OUTSIDE else f"{side} {scope}" for scope in dict.fromkeys(scopes)]
     return "; ".join(words)
 

@@ -3,7 +3,8 @@
 Theory of operation. The ports are cut into segments wherever anything changes: a rule begins or ends, somebody listens,
 a filter names a port; what is known of the ports behind a shifted range cuts that range, too. Then one port speaks for
 its segment, and `fate` is asked once for each client: this host and somebody outside, over both families, and one
-inside of each scope that a mapping of ours has there. Clients that are in two scopes at once are not asked about.
+inside of each scope that a mapping of ours has there. Somebody outside is in none of these scopes: he comes by an
+interface and to an address that none of them names. Clients that are in two scopes at once are not asked about.
 """
 
 from __future__ import annotations
@@ -50,15 +51,16 @@ class _Stations:
                 if not (nat or (base.type, base.hook) == ("filter", "input")) or not any(table.chains.values()):
                     continue
                 key = (words(table), "nat", base.priority) if nat else (words(table), "filter", chain)
-                before = found.get(key, Station(printable(words(table)), str(key[1]), base.priority, ()))
+                name, kind = printable(f"{table.family} {table.name}"), str(key[1])
+                before = found.get(key, Station(table.form, name, kind, base.priority, ()))
                 hooks, chains = dict.fromkeys((*before.hooks, base.hook)), (*before.chains, printable(chain))
                 found[key] = before._replace(hooks=tuple(hooks), chains=chains)
         for rule in facts.of(Rule):
             if rule.owner == OURS:
-                found[OURS, "nat", rule.priority] = Station(OURS, "nat", rule.priority, tuple(HOOKS), own=True)
+                found[OURS, "nat", rule.priority] = Station("", OURS, "nat", rule.priority, tuple(HOOKS), own=True)
         if any(mapping.exclusive for mapping in facts.mappings.values()):
-            found[OURS, "filter", GUARD_CHAIN] = Station(OURS, "filter", None, ("input",), (GUARD_CHAIN,), own=True)
-        ordered = sorted(found.items(), key=lambda item: (item[1].kind == "filter", item[1].priority or 0))
+            found[OURS, "filter", GUARD_CHAIN] = Station("", OURS, "filter", None, ("input",), (GUARD_CHAIN,), own=True)
+        ordered = sorted(found.items(), key=lambda item: (item[1].kind == "filter", *_order(item[1])))
         self.all = tuple(station for _, station in ordered)
         self._at = {key: number for number, (key, _) in enumerate(ordered)}
 
@@ -66,21 +68,30 @@ class _Stations:
         return self._at[key]
 
 
-def graph(facts: Facts, interfaces: Sequence[Way], asked: Iterable[int] = ()) -> Graph:
+def _order(station: Station) -> tuple[bool, int]:
+    """Our filter, of which the priority is not known here, goes before those of others: what it refuses is refused."""
+    return station.priority is not None, station.priority or 0
+
+
+def graph(facts: Facts, addresses: Sequence[Way], asked: Iterable[int] = ()) -> Graph:
     """The ways to the ports that are asked for, or to all that rules take, and to privileged ones that are open."""
-    stations, everybody = _Stations(facts), list(_everybody(interfaces))
-    parts = segments(facts, asked)
+    stations, wanted = _Stations(facts), tuple(asked)
+    parts = segments(facts, wanted)
     ways = [
         _way(facts, stations, one, protocol, ports)
         for protocol, ports in parts[:MOST]
-        for one in (*everybody, *_scoped(facts, interfaces, protocol, ports))
+        for one in _clients(facts, addresses, protocol, ports)
     ]
+    if not wanted:  # that a port is closed for some is worth no line, unless somebody asks
+        ways = [way for way in ways if not _dull(way, facts)]
     notes = [f"not everything could be read: {printable(failure)}" for failure in facts.failures]
     if facts.drift:
         notes.append(f"the kernel does not hold all that was applied: {printable(facts.drift)[:200]}")
     if len(parts) > MOST:
         notes.append(f"{plural(len(parts) - MOST, 'port or range')} more left out: name the ports that matter")
-    return Graph(stations.all, tuple(data.joined(ways)), tuple(one.client for one in everybody), tuple(notes))
+    return Graph(
+        stations.all, tuple(data.joined(ways)), tuple(one.client for one in _everybody(addresses, ())), tuple(notes)
+    )
 
 
 # -- ports -------------------------------------------------------------------------------------------------------
@@ -144,9 +155,19 @@ def _filters(facts: Facts, protocol: str) -> set[int]:
 # -- clients -----------------------------------------------------------------------------------------------------
 
 
-def _everybody(interfaces: Sequence[Way]) -> Iterator[Asked]:
+def _clients(facts: Facts, addresses: Sequence[Way], protocol: str, ports: Ports) -> list[Asked]:
+    scopes = _scopes(facts, protocol, ports)
+    inside = (_inside(addresses, *scope) for scope in scopes)
+    return [*_everybody(addresses, [scope for _, _, scope in scopes]), *filter(None, inside)]
+
+
+def _everybody(addresses: Sequence[Way], scopes: Sequence[Scope]) -> Iterator[Asked]:
+    """Somebody outside of all of these scopes, and this host."""
     for family in FAMILIES:
-        way = _towards(interfaces, family, "")
+        free = [way for way in _of(addresses, family) if all(scope.address != way.source for scope in scopes)]
+        way = next((way for way in free if not any(_fits(way.interface, scope) for scope in scopes)), None)
+        if free and way is None:  # there is none now, but there may be one tomorrow
+            way = free[0]._replace(interface="?", number=0)
         if way is not None:
             packet = Packet(way.interface, SOMEBODY[family], way.source, "", 0)
             yield Asked(Client(data.OUTSIDE, family), packet, Host(way.primary, way.number))
@@ -154,18 +175,20 @@ def _everybody(interfaces: Sequence[Way]) -> Iterator[Asked]:
         yield Asked(Client(data.HERE, family), Packet("", OWN[family], OWN[family], "", 0), Host())
 
 
-def _towards(interfaces: Sequence[Way], family: str, name: str) -> Way | None:
-    """The first interface with an address of this family that a scope's `name` fits."""
-    for way in interfaces:
-        fits = way.interface.startswith(name[:-1]) if name.endswith("*") else name in ("", way.interface)
-        if fits and (":" in way.source) == (family == "ipv6"):
-            return way
-    return None
+def _of(addresses: Sequence[Way], family: str) -> list[Way]:
+    return [way for way in addresses if (":" in way.source) == (family == "ipv6")]
 
 
-def _scoped(facts: Facts, interfaces: Sequence[Way], protocol: str, ports: Ports) -> Iterator[Asked]:
+def _fits(interface: str, scope: Scope) -> bool:
+    """Whether a scope names this interface."""
+    name = scope.interface
+    return interface.startswith(name[:-1]) if name.endswith("*") else name == interface
+
+
+def _scopes(facts: Facts, protocol: str, ports: Ports) -> list[tuple[str, str, Scope]]:
+    """(side, family, scope) of our mappings that take the ports."""
     names = {rule.mapping for rule in facts.taking(protocol, Ports(ports.first, ports.first))}
-    scopes = dict.fromkeys(
+    scopes = (
         (claim.side, family, claim.scope)
         for name in names
         if name in facts.mappings
@@ -173,25 +196,24 @@ def _scoped(facts: Facts, interfaces: Sequence[Way], protocol: str, ports: Ports
         for family in facts.mappings[name].families
         if str(claim.scope) and claim.scope.family in ("", family)
     )
-    for side, family, scope in sorted(scopes):
-        found = _inside(interfaces, side, family, scope)
-        if found is not None:
-            yield found
+    return sorted(set(scopes))
 
 
-def _inside(interfaces: Sequence[Way], side: str, family: str, scope: Scope) -> Asked | None:
+def _inside(addresses: Sequence[Way], side: str, family: str, scope: Scope) -> Asked | None:
     """A client inside of a scope; None where there can be none, for want of an address."""
+    words = printable(str(scope))
     if side != ARRIVING:
         own = scope.address or OWN[family]
-        return Asked(Client(data.HERE, family, printable(str(scope))), Packet("", own, own, "", 0), Host())
-    way = _towards(interfaces, family, scope.interface)
+        return Asked(Client(data.HERE, family, words), Packet("", own, own, "", 0), Host())
+    known = _of(addresses, family)
+    way = next((way for way in known if not scope.interface or _fits(way.interface, scope)), None)
     address = scope.address or (way.source if way else "")
     if not address:
         return None
     interface = way.interface if way else scope.interface.replace("*", "0") or "?"
     source = scope.source.rpartition("/")[0] or SOMEBODY[family]
     host = Host(way.primary, way.number) if way else Host()
-    return Asked(Client(data.OUTSIDE, family, printable(str(scope))), Packet(interface, source, address, "", 0), host)
+    return Asked(Client(data.OUTSIDE, family, words), Packet(interface, source, address, "", 0), host)
 
 
 # -- ways --------------------------------------------------------------------------------------------------------
@@ -210,6 +232,12 @@ def _way(facts: Facts, stations: _Stations, asked: Asked, protocol: str, ports: 
     return Drawn((asked.client,), protocol, (ports,), stops, targets, _end(found, facts), found.sure)
 
 
+def _dull(way: Drawn, facts: Facts) -> bool:
+    """Whether it is a closed port, that no rule takes."""
+    told = any(stop.verdict != data.DROPS for stop in way.stops) or way.end.kind not in (data.NOBODY, data.STOPPED)
+    return not told and not facts.on(way.protocol, way.ports[0])
+
+
 def _stops(facts: Facts, stations: _Stations, packet: Packet, found: Fate) -> Iterator[Stop]:
     taker = found.rules[0] if found.rules else None
     over = False
@@ -225,7 +253,7 @@ def _stops(facts: Facts, stations: _Stations, packet: Packet, found: Fate) -> It
             name = rule.mapping if rule.owner == OURS else rule.text
             detail = str(rule.where) if rule.where.file else "" if rule.owner == OURS else rule.owner
             at = stations.at(rule.table or OURS, "nat", rule.priority)
-            yield Stop(at, verdict, printable(name), printable(detail))
+            yield Stop(at, verdict, printable(name), printable(detail), rule.owner == OURS)
     if found.stop is not None:
         own = found.stop.table == OURS
         verdict = data.REFUSES if own else data.DROPS
@@ -247,7 +275,8 @@ def _meets(rule: Rule, packet: Packet, taker: Rule | None, mappings: Mapping[str
 def _end(found: Fate, facts: Facts) -> End:
     if found.socket is not None:
         listener, holders = found.socket.listener, found.socket.holders
-        place = f"[{listener.address}]" if listener.family == "ipv6" else listener.address
+        address = f"[{listener.address}]" if listener.family == "ipv6" else listener.address
+        place = "*" if listener.wildcard else address
         user = facts.user(holders[0].uid if holders else listener.uid)
         where = f"user {user}, {place}:{listener.port}"
         if not holders:

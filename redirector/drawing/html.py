@@ -21,7 +21,7 @@ font:15px/1.5 system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
 .soft{color:var(--soft)}.good{color:var(--good)}.bad{color:var(--bad)}.maybe{color:var(--maybe)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;min-width:50%}
-th,td{text-align:left;vertical-align:top;padding:.35rem .9rem .35rem 0;border-bottom:1px solid var(--line)}
+th,td{text-align:left;vertical-align:baseline;padding:.35rem .9rem .35rem 0;border-bottom:1px solid var(--line)}
 th{font-weight:600;color:var(--soft);white-space:nowrap}td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}
 code,pre,td.code{font:13px ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace;overflow-wrap:anywhere}
 .finding{border-left:4px solid var(--line);padding:.2rem 0 .2rem .9rem;margin:.7rem 0}

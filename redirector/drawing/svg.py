@@ -17,7 +17,7 @@ from redirector.records import NamedTuple
 
 CHARACTER = 7.3  # px of a column at 12 px: what monospaced fonts have is 0.6 em, 7.2
 LINE, BOX, GAP, PAD, HEAD = 26, 20, 14, 16, 66  # px
-STOP_COLUMNS, CLIENT_COLUMNS, END_COLUMNS, TITLE_LENGTH = 38, 40, 72, 2000
+HEAD_COLUMNS, STOP_COLUMNS, CLIENT_COLUMNS, END_COLUMNS, TITLE_LENGTH = 28, 34, 40, 72, 2000
 CLASSES = {
     data.TAKES: "takes",
     data.MAY: "may",
@@ -110,7 +110,8 @@ def _plan(graph: Graph) -> _Plan:
     edges = [ports + room([_ports(way) for way in graph.ways] + ["port"], CLIENT_COLUMNS)]
     for number, station in enumerate(graph.stations):
         stops = [_label(way, stop) for way in graph.ways for stop in way.stops if stop.station == number]
-        edges.append(edges[-1] + room([*station_words(station), *stops], STOP_COLUMNS) + GAP)
+        width = max(room([*station_words(station)], HEAD_COLUMNS), room(stops, STOP_COLUMNS))
+        edges.append(edges[-1] + width + GAP)
     ends = edges[-1] + GAP
     return _Plan(ports, tuple(edges), ends, ends + room([_end(way.end) for way in graph.ways], END_COLUMNS) + PAD)
 
@@ -124,7 +125,7 @@ def _columns(graph: Graph, plan: _Plan, bottom: float) -> Iterator[str]:
         for row, words in enumerate(station_words(station)):
             style = "soft" if row else "strong"
             chains = ", ".join(station.chains)
-            yield _text(left + GAP, 26 + 16 * row, cut(words, STOP_COLUMNS), style, f"{words} {chains}".strip())
+            yield _text(left + GAP, 26 + 16 * row, cut(words, HEAD_COLUMNS), style, f"{words} {chains}".strip())
     for left, words in ((PAD, "client"), (plan.ports, "port"), (plan.ends, "process")):
         yield _text(left, 26, words, "strong")
     yield f'<line class="rule" x1="{PAD}" y1="{HEAD}" x2="{plan.width - PAD:.0f}" y2="{HEAD}"/>'

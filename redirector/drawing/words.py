@@ -8,9 +8,10 @@ from redirector.drawing.data import Station
 
 
 def station_words(station: Station) -> tuple[str, str, str]:
-    """Its table, its hooks, and its place among the others."""
+    """Its table, its place among the others, and its hooks."""
     priority = "" if station.priority is None else f", priority {station.priority}"
-    return station.table, ", ".join(station.hooks), f"{station.kind}{priority}"
+    form = f"{station.form}, " if station.form else ""
+    return station.table, f"{form}{station.kind}{priority}", ", ".join(station.hooks)
 
 
 def columns(text: str) -> int:

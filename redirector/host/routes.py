@@ -53,22 +53,23 @@ def towards(address: str) -> Way:
 def outward() -> list[Way]:
     """For each family the first interface with an address that others can have heard of, and that address."""
     found: dict[bool, Way] = {}
-    for way in interfaces():
+    for way in addresses():
         found.setdefault(":" in way.source, way)
     return list(found.values())
 
 
-def interfaces() -> list[Way]:
-    """Each interface but lo with the first address of each family that it has, link-local ones left out."""
+def addresses() -> list[Way]:
+    """Each address of this host that others can have heard of: link-local ones and those of lo are left out."""
     netlink = NetlinkSocket(NETLINK_ROUTE)
     try:
-        found: dict[tuple[int, int], Way] = {}
+        found: list[Way] = []
+        primary: dict[tuple[int, int], str] = {}
         for family in (socket.AF_INET, socket.AF_INET6):
             for index, address in _addresses(netlink, family):
                 name = socket.if_indextoname(index)
                 if name != "lo":
-                    found.setdefault((family, index), Way(name, index, address, address))
-        return list(found.values())
+                    found.append(Way(name, index, address, primary.setdefault((family, index), address)))
+        return found
     finally:
         netlink.close()
 
