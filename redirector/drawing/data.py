@@ -176,9 +176,9 @@ def joined(ways: Iterable[Way]) -> list[Way]:
     by_ports: dict[tuple[Way, object], list[Way]] = {}
     for way in rows:
         # A range that is shifted one to one stays one where a listener had cut it; else all have one target.
-        shift = way.targets[0].first - way.ports[0].first if way.targets else None
-        shifted = bool(way.targets) and way.targets[0].size == way.ports[0].size and way.end.kind == NOBODY and shift
-        key = shift if shifted else way.targets
+        shift = way.targets[0].first - way.ports[0].first if way.targets else 0
+        alike = way.end.kind in (NOBODY, STOPPED) and bool(way.targets) and way.targets[0].size == way.ports[0].size
+        key = shift if alike else way.targets
         by_ports.setdefault((way._replace(ports=(), targets=()), key), []).append(way)
     found = [_union(same) for same in by_ports.values()]
     return sorted(found, key=lambda way: (way.ports[0].first, way.protocol, -len(way.clients)))

@@ -113,7 +113,8 @@ def _plan(graph: Graph) -> _Plan:
         width = max(room([*station_words(station)], HEAD_COLUMNS), room(stops, STOP_COLUMNS))
         edges.append(edges[-1] + width + GAP)
     ends = edges[-1] + GAP
-    return _Plan(ports, tuple(edges), ends, ends + room([_end(way.end) for way in graph.ways], END_COLUMNS) + PAD)
+    width = room([_end(way.end) for way in graph.ways] + ["process"], END_COLUMNS)
+    return _Plan(ports, tuple(edges), ends, ends + width + PAD)
 
 
 def _columns(graph: Graph, plan: _Plan, bottom: float) -> Iterator[str]:

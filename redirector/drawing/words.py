@@ -8,10 +8,10 @@ from redirector.drawing.data import Station
 
 
 def station_words(station: Station) -> tuple[str, str, str]:
-    """Its table, its place among the others, and its hooks."""
-    priority = "" if station.priority is None else f", priority {station.priority}"
+    """Its table, its form and kind, its hooks and its place among the others."""
+    hooks, priority = ", ".join(station.hooks), station.priority
     form = f"{station.form}, " if station.form else ""
-    return station.table, f"{form}{station.kind}{priority}", ", ".join(station.hooks)
+    return station.table, f"{form}{station.kind}", hooks if priority is None else f"{hooks}: {priority}"
 
 
 def columns(text: str) -> int:
