@@ -17,6 +17,7 @@ from redirector.records import NamedTuple
 
 CHARACTER = 7.3  # px of a column at 12 px: what monospaced fonts have is 0.6 em, 7.2
 LINE, BOX, GAP, PAD, HEAD = 26, 20, 14, 16, 66  # px
+SMALLEST = 720.0  # px: the legend has room
 HEAD_COLUMNS, STOP_COLUMNS, CLIENT_COLUMNS, END_COLUMNS, TITLE_LENGTH = 28, 34, 40, 72, 2000
 CLASSES = {
     data.TAKES: "takes",
@@ -74,7 +75,7 @@ def picture(graph: Graph) -> str:
     plan = _plan(graph)
     notes = [*_footer(graph)]
     height = tops[-1] + PAD + LINE * (len(notes) + 1)
-    width = max(plan.width, *(PAD * 2 + columns(note) * CHARACTER for note in notes), 640.0)
+    width = max(plan.width, *(PAD * 2 + columns(note) * CHARACTER for note in notes), SMALLEST)
     size = f'width="{width:.0f}" height="{height:.0f}"'
     parts = [
         f'<svg class="rg" xmlns="http://www.w3.org/2000/svg" {size} role="img">',
