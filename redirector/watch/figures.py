@@ -7,10 +7,9 @@ import time
 
 from redirector import metrics
 from redirector.metrics import Metric, Sample
+from redirector.status_metrics import of_state
 from redirector.watch.look import Look
 from redirector.watch.sources import Happening
-
-STATES = ("in-sync", "pending", "drifted", "drained", "absent", "unknown")
 
 
 class Figures:
@@ -45,10 +44,8 @@ class Figures:
 
     def _metrics(self, look: Look | None, *, resting: bool) -> list[Metric]:
         state = look.state if look else "unknown"
-        states = tuple(Sample(name == state, {"state": name}) for name in STATES)
         events = tuple(Sample(count, {"source": name}) for name, count in sorted(self._events.items()))
         one = (
-            ("generation", "gauge", "The last generation, 0 before the first.", (look and look.generation) or 0),
             ("watch_heals_total", "counter", "How many times drift was healed since the watch began.", self._heals),
             ("watch_last_drift_timestamp_seconds", "gauge", "When drift was last found, 0 for never.", self._drift_at),
             (
@@ -63,7 +60,7 @@ class Figures:
             ("watch_start_timestamp_seconds", "gauge", "When the watch began.", self._started),
         )
         return [
-            Metric("redirector_state", "gauge", "Which state the redirects are in: 1 for that, 0 for others.", states),
+            *of_state(state, look.generation if look else None),
             Metric("redirector_watch_events_total", "counter", "Events that were heard.", events),
             *(Metric(f"redirector_{name}", kind, words, (Sample(n),)) for name, kind, words, n in one),
         ]
