@@ -105,7 +105,8 @@ def _void(history: History, found: Pending) -> bool:
 
 def arm(history: History, generation: int, seconds: float) -> Pending:
     """Write the note; the lock of `history` must be held. Raises Refused or NotPermitted where it cannot be written."""
-    found = Pending(generation, now() + seconds, boot_id(), os.urandom(8).hex())
+    # To the millisecond: of a number with more digits than a float has, not every damage would be one.
+    found = Pending(generation, round(now() + seconds, 3), boot_id(), os.urandom(8).hex())
     _write(history, found)
     return found
 

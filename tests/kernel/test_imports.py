@@ -39,7 +39,7 @@ FULL = f"{STATUS} {BACKENDS} status"
 HOST = "host host.dumps host.facts host.listeners host.processes host.ssh host.units"
 APPLY = f"{START} {PROOF} {BACKENDS} {HOST} cli.applying guards"
 WATCH = (
-    f"{START} {PROOF} {BACKENDS} cli.watching host host.systemd metrics output_watch report status "
+    f"{START} {PROOF} {BACKENDS} cli.watching host host.systemd metrics output_watch report status status_metrics "
     "watch watch.figures watch.look watch.loop watch.patience watch.sources watch.told"
 )
 
