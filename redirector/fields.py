@@ -12,6 +12,7 @@ from typing import Any
 from redirector.model import (
     BACKENDS,
     DEFAULT_PRIORITY,
+    FAMILIES,
     PROTOCOLS,
     REWRITES,
     Mapping,
@@ -170,6 +171,8 @@ def parse_mapping(table: object, report: Report) -> Mapping | None:
         family = values.get("family", "both")
         if None not in (family, address, source):
             between += family_problems(family, address, source, targets)
+    if _turned(to, table):
+        between = [p._replace(path=("to", 1 - int(p.path[1]))) if p.path[:-1] == ("to",) else p for p in between]
     for problem in between:
         # A list of one may stand in the file as a plain value: positions fall back to the key's.
         report.problems.append(problem._replace(path=report.path + problem.path))
@@ -178,6 +181,13 @@ def parse_mapping(table: object, report: Report) -> Mapping | None:
     if "local" not in values:
         values["local"] = not (values.get("interface") or source)
     return Mapping.checked(values)
+
+
+def _turned(to: object, table: object) -> bool:
+    """Whether the file names the two targets in the other order than the model."""
+    written = table.get("to") if isinstance(table, dict) else None
+    both = isinstance(to, Target) and to.families == FAMILIES
+    return both and isinstance(written, list) and str(written[0]).startswith("[")
 
 
 def parse_settings(table: object, report: Report) -> Settings | None:

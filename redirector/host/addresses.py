@@ -48,11 +48,11 @@ def local_addresses(route: NetlinkSocket | None = None) -> set[str]:
 def connected_networks() -> set[str]:
     """The networks that the interfaces of the caller's network namespace are in, up or down, as canonical text with
     the prefix length. Raises OSError, as `local_addresses`."""
-    found = (_network_of(row) for row in _rows())
+    found = (network_in(row) for row in _rows())
     return {network for network in found if network is not None}
 
 
-def _network_of(row: bytes) -> str | None:
+def network_in(row: bytes) -> str | None:
     """The network of an RTM_NEWADDR payload: its prefix belongs to IFA_ADDRESS, which on a point-to-point link is the
     other end."""
     if len(row) < IFADDRMSG.size:

@@ -94,6 +94,15 @@ class TestReaching:
                 assert ask(machine, protocol, HOST[v], port) == Refused()
 
 
+def test_the_host_is_no_neighbour_of_its_containers(lab: Lab, product: Product, containers: Containers) -> None:
+    """Its own addresses on their network are kept, too, whichever it is."""
+    product.apply(mapping("web", 80, at(WEB, 8080)))
+    containers.web.serve("tcp", ANY[0], 8080)
+    lab.host.run("ip", "address", "add", "10.88.0.2/16", "dev", BRIDGE)
+    for own in (GATEWAY[0], "10.88.0.2"):
+        assert lab.host.ask_tcp(HOST[0], 80, own) == Answered(8080, own, WEB[0])
+
+
 @families
 def test_a_busy_flow_follows_its_mapping(lab: Lab, product: Product, containers: Containers, v: int) -> None:
     lab.host.serve("udp", ANY[v], 53, 5353)
