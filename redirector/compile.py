@@ -142,7 +142,7 @@ def _frame_hairpins(networks: Iterable[str], chains: dict[str, Chain], maps: dic
         rule, kind, key = _step(naming.HAIRPIN_CHAIN, 0, scope)
         rules[rule] = None
         maps.setdefault(rule.map, Map(kind, {})).entries[key] = (chain, "")
-        chains[chain] = Chain(None, (Masquerade(scope.family, naming.targets_set(scope.source)),))
+        chains[chain] = Chain(None, (Masquerade(naming.targets_set(scope.source), scope.family),))
     chains[naming.HAIRPIN_CHAIN] = Chain(Hook("nat", naming.HAIRPIN_CHAIN, HAIRPIN_PRIORITY), tuple(rules))
 
 
@@ -165,7 +165,7 @@ def _leaves(mappings: Iterable[Mapping], only: Container[str]) -> dict[PortMap, 
         if mapping.name in only:
             for wanted, entries, counts in maps:
                 to, target = mapping.to, mapping.to.first
-                if isinstance(to, Target):
+                if type(to) is Target:
                     target = endpoint(to.address(wanted.family), target)
                 for protocol in mapping.protocol:
                     _fill(entries, counts, mapping, PROTOCOLS[protocol], target)
@@ -176,7 +176,8 @@ def _alike(mappings: Iterable[Mapping], make: Callable[[Mapping], T]) -> Iterato
     """Each mapping with what `make` gives for its claims: made once for all that are alike, as thousands may be."""
     known: dict[tuple[object, ...], T] = {}
     for mapping in mappings:
-        alike = mapping.claims, mapping.families, mapping.rewrite, mapping.forwards
+        to = mapping.to
+        alike = mapping.claims, mapping.family, mapping.rewrite, to.families if type(to) is Target else ()
         if alike not in known:
             known[alike] = make(mapping)
         yield known[alike], mapping
@@ -310,7 +311,7 @@ def _hairpins(ruleset: Ruleset) -> dict[str, Map]:
     """By network, the set of targets in it; what several mappings lead to has the name of the first."""
     maps: dict[str, Map] = {}
     sets: dict[str, Entries] = {}  # by address
-    for mapping in (mapping for mapping in ruleset.enabled if mapping.forwards):
+    for mapping in [mapping for mapping in ruleset.enabled if type(mapping.to) is Target]:
         from redirector.neighbours import network_of  # what most files have no use for
 
         to = mapping.to

@@ -92,10 +92,13 @@ class Translate(NamedTuple):
 
 class Masquerade(NamedTuple):
     """A redirected connection of another machine to an entry of the set, of addresses and ports: give it the address
-    of the interface that it leaves by."""
+    of the interface that it leaves by.
 
-    family: str
+    (Its fields are in another order than those of `Count`: tuples of equal values are equal.)
+    """
+
     map: str
+    family: str
 
 
 class Guard(NamedTuple):

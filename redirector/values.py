@@ -198,13 +198,15 @@ def address(value: object, report: Report) -> str | None:
 
 
 # What tells an address and port from a port or range, misspelt ("80:90") or not.
-_ADDRESSED = re.compile(r"^(?!\d+\D{1,3}\d+$).*[.:\[]", re.DOTALL)
+_ADDRESSED = r"^(?!\d+\D{1,3}\d+$).*[.:\[]"
 
 
 def target(value: object, report: Report) -> Ports | Target | None:
     """A port, "first-last", or "ADDRESS:PORT" or "[ADDRESS]:PORT", or a list of the latter, one of each family."""
+    if type(value) is int:
+        return ports(value, report)
     written = value if isinstance(value, list) else [value]
-    if not any(isinstance(item, str) and _ADDRESSED.search(item) for item in written):
+    if not any(isinstance(item, str) and re.search(_ADDRESSED, item, re.DOTALL) for item in written):
         return ports(value, report)
     found = _endpoints(written, report)
     if not found:

@@ -137,7 +137,7 @@ def _chain(
                 if family == packet.family and ipaddress.ip_address(packet.address).is_loopback:
                     return None
                 continue
-            case Masquerade(family, name):
+            case Masquerade(name, family):
                 assert program.maps[name].kind == GUARDS_AT[family]
                 key = packet.address, PROTOCOLS[packet.protocol] << 16 | packet.port
                 if moved and packet.interface and family == packet.family and key in program.maps[name].entries:

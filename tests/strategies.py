@@ -297,7 +297,7 @@ def rules() -> st.SearchStrategy[Rule]:
         st.builds(Translate, st.sampled_from(REWRITES), families, map_names),
         st.builds(Translate, st.just("forward"), st.sampled_from(FAMILIES), map_names),
         st.builds(Skip, st.sampled_from(FAMILIES)),
-        st.builds(Masquerade, st.sampled_from(FAMILIES), map_names),
+        st.builds(Masquerade, map_names, st.sampled_from(FAMILIES)),
         _guards(),
         st.builds(Refuse, st.sampled_from(("reset", "unreachable"))),
         st.just(Keep()),

@@ -66,9 +66,10 @@ def merge(findings: Findings) -> Imported:
         name = str(group[0]) if len(group) == 1 else ""
         comment = "" if name or not found[0].name.isprintable() else found[0].name[:120]
         for piece, protocols, cells in _pieces(found):
-            for mapping in _cover(piece, protocols, cells):
+            for mapping, unsaid in _cover(piece, protocols, cells):
                 if mapping is None:
-                    left.append(Leftover(found[0].place, "no mapping has such a scope"))
+                    where = dict.fromkeys(e.place for e in found if (e.side, e.scope, e.family) in unsaid)
+                    left += [Leftover(place, "no mapping has such a scope") for place in where]
                     continue
                 wanted = name if name not in used else ""
                 wanted = wanted or _free(name or _derived(mapping), reserved)
@@ -164,15 +165,17 @@ def _start(ports: Ports, target: Target) -> int:
     return ports.first + target.first if target.shift else target.first
 
 
-def _cover(piece: _Piece, protocols: tuple[str, ...], cells: frozenset[Cell]) -> Iterator[Mapping | None]:
-    """Mappings whose claims together are exactly these cells; one if that can be. None: a part cannot be said."""
+def _cover(
+    piece: _Piece, protocols: tuple[str, ...], cells: frozenset[Cell]
+) -> Iterator[tuple[Mapping | None, frozenset[Cell]]]:
+    """Mappings whose claims together are exactly these cells; one if that can be. None: these cannot be said."""
     whole = _one(piece, protocols, cells)
     if whole:
-        yield whole
+        yield whole, cells
         return
     parts = (frozenset(cell for cell in cells if cell[2] == family) for family in FAMILIES)
-    each = [_one(piece, protocols, part) for part in parts if part]
-    if len(each) > 1 and all(each):  # each family has something of its own
+    each = [(_one(piece, protocols, part), part) for part in parts if part]
+    if len(each) > 1 and all(mapping for mapping, _ in each):  # each family has something of its own
         yield from each
         return
     scopes: dict[tuple[str, Scope], set[Cell]] = {}
@@ -185,7 +188,7 @@ def _cover(piece: _Piece, protocols: tuple[str, ...], cells: frozenset[Cell]) ->
             part_cells.update(own)
             own.clear()
     for part_cells in filter(None, scopes.values()):
-        yield _one(piece, protocols, frozenset(part_cells))
+        yield _one(piece, protocols, frozenset(part_cells)), frozenset(part_cells)
 
 
 def _one(piece: _Piece, protocols: tuple[str, ...], cells: Iterable[Cell]) -> Mapping | None:

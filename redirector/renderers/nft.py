@@ -210,7 +210,7 @@ def words(rule: Rule) -> Iterator[str]:
                 yield f"dnat {HEADERS[family]} to {port_key} map @{identifier(name)}"
             else:
                 yield f"{'dnat' if rewrite == 'port' else 'redirect'} to :{port_key} map @{identifier(name)}"
-        case Masquerade(family, name):
+        case Masquerade(name, family):
             yield "ct status dnat fib saddr type != local"
             yield f"{HEADERS[family]} daddr . {port_key} @{identifier(name)} masquerade"
         case Guard(family, at, name, chain):

@@ -191,7 +191,7 @@ def expressions(rule: Rule) -> list[Expression]:
             value = LOOPBACK[family]
             destination = _payload(BASE_NETWORK, DESTINATION_AT[family][0], len(value))
             return [*_family(family), destination, _cmp(EQ, value), _verdict(wire.NFT_RETURN)]
-        case Masquerade(family, name):
+        case Masquerade(name, family):
             found = [_ct(CT_STATUS), _masked(_native(IPS_DST_NAT)), _cmp(NEQ, bytes(4))]
             fib = _expression("fib", (1, be32(REG_1)), (2, be32(FIB_ADDRTYPE)), (3, be32(FIB_SADDR)))
             found += [fib, _cmp(NEQ, _native(RTN_LOCAL)), *_family(family), *_endpoint_key(family)]
@@ -298,7 +298,7 @@ def _guess(found: list[Expression]) -> Rule | None:
     if "fib" in named and chain:
         return LocalJump(chain)
     if "masq" in named:
-        return Masquerade(family, looked_up) if family else None
+        return Masquerade(looked_up, family) if family else None
     if "redir" in named or "nat" in named:
         forward = 3 in named.get("nat", ())  # NFTA_NAT_REG_ADDR_MIN
         if forward and not family:
