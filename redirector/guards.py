@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from redirector.errors import printable
+from redirector.errors import plural, printable
 from redirector.model import Mapping, Ports, Ruleset
 from redirector.records import NamedTuple
 
@@ -89,7 +89,7 @@ def _beyond_loopback(ruleset: Ruleset) -> Iterator[Finding]:
     """What people try first, and wonder about; told once."""
     found = [m for m in ruleset.enabled if m.forwards and m.local and not m.address]
     if found:
-        more = f" (nor are those for {len(found) - 1} more mappings)" if len(found) > 1 else ""
+        more = f" (nor for {plural(len(found) - 1, 'other mapping')})" if len(found) > 1 else ""
         message = (
             f"this host's own connections to 127.0.0.1 and ::1 are not forwarded{more}: use another of its addresses"
         )
