@@ -1,10 +1,10 @@
 """The difference between two Programs, folded back into mappings: what people are told of a plan, and of drift. Pure.
 
-Three things can differ. *Entries* (ports and guards) carry the name of their mapping, and are told as its routes that
-go and come. *Counting* is told in words, and only where it differs though the routes do not. The *frame* around them
-(chains, rules, verdict maps) follows from which maps there are; it is compared with the frame that `compile.skeleton`
-makes for the maps that were observed, so that what is told is damage, and never a mere consequence of mappings that
-come or go.
+Three things can differ. *Entries* (ports, guards, what is masqueraded) carry the name of their mapping, and are told as
+its routes that go and come. *Counting* is told in words, and only where it differs though the routes do not. The
+*frame* around them (chains, rules, verdict maps) follows from which maps there are; it is compared with the frame that
+`compile.skeleton` makes for the maps that were observed, so that what is told is damage, and never a mere consequence
+of mappings that come or go.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from redirector import naming
-from redirector.compile import skeleton
+from redirector.compile import data_kind, skeleton
 from redirector.errors import plural, printable
-from redirector.model import ARRIVING, Ports
+from redirector.model import ARRIVING, Ports, family_of
 from redirector.program import (
     COUNTS,
     GUARDS,
     GUARDS_AT,
     NAMED,
-    PORTS,
+    TRANSLATIONS,
     VERDICTS,
     Entries,
     Foreign,
@@ -33,6 +33,7 @@ from redirector.program import (
     protocol_name,
     references,
     runs,
+    targets_of,
 )
 from redirector.records import NamedTuple
 
@@ -124,7 +125,7 @@ def _collect(into: dict[str, list[Route]], name: str, kind: str, entries: Entrie
     """Add the entries of one map to the routes of their mappings, neighbouring ports joined."""
     where = naming.where(name)
     found = naming.parse_port_map(name)
-    rewrite = found.rewrite if found else "port"
+    rewrite = found.rewrite if found else "masquerade" if naming.targets_network(name) else "port"
     places: dict[str, dict[int, tuple[Any, ...]]] = {}
     if all(isinstance(key, int) for key in entries):  # nearly always, and there may be many
         places, entries = {"": entries}, {}
@@ -138,7 +139,7 @@ def _collect(into: dict[str, list[Route]], name: str, kind: str, entries: Entrie
     for place, found_entries in places.items():
         label = f"{place} {where}".strip()
         for mapping, protocol, ports, target in runs(found_entries):
-            targets = target if kind == PORTS else None
+            targets = targets_of(kind, target) if kind in TRANSLATIONS else None
             into.setdefault(mapping, []).append(Route(protocol_name(protocol), ports, targets, label, rewrite))
 
 
@@ -158,7 +159,7 @@ def _miscounted(want: Program, have: Program) -> dict[str, list[str]]:
         if leaf is None or before == after:
             continue
         routes = naming.port_map(leaf)
-        old, new = _entries(have, routes, PORTS), _entries(want, routes, PORTS)
+        old, new = (_entries(program, routes, data_kind(leaf)) for program in (have, want))
         if not (old and new) and before.keys() == old.keys() and after.keys() == new.keys():
             continue  # everything comes, or goes
         for key in after | before:
@@ -183,9 +184,9 @@ def _table_changes(desired: Program, observed: Program) -> Iterator[Change]:
     """What is wrong with the frame that holds the observed mappings: chains, rules, verdict maps."""
     hook = desired.chains[naming.BASE_CHAINS[ARRIVING]].hook
     leaves = {naming.parse_port_map(name) or naming.parse_count_map(name): None for name in observed.maps}
-    kinds = {name: _guards_kind(name) for name in observed.maps if name in naming.GUARD_MAPS}
+    kinds = {name: _guards_kind(name) for name in observed.maps if naming.of_all(name)}
     for leaf in filter(None, leaves):
-        kinds |= {naming.port_map(leaf): PORTS, naming.count_map(leaf): COUNTS}
+        kinds |= {naming.port_map(leaf): data_kind(leaf), naming.count_map(leaf): COUNTS}
     contents = {name: Map(kind, _entries(observed, name, kind)) for name, kind in kinds.items()}
     frame = skeleton(filter(None, leaves), contents, hook.priority if hook else 0)
     whole = Program(frame.chains, contents | frame.maps)
@@ -226,7 +227,8 @@ def _table_changes(desired: Program, observed: Program) -> Iterator[Change]:
 
 
 def _guards_kind(name: str) -> str:
-    family, by_address = naming.GUARD_MAPS[name]
+    network = naming.targets_network(name)
+    family, by_address = (family_of(network), True) if network else naming.GUARD_MAPS[name]
     return GUARDS_AT[family] if by_address else GUARDS
 
 
@@ -252,7 +254,7 @@ def _counter_changes(desired: Program, observed: Program) -> Iterator[Change]:
     """Counters that are missing or too many, but for those that come and go with their mapping."""
     if desired.counters == observed.counters:
         return
-    held = {value[1] for m in observed.maps.values() if m.kind == PORTS for value in m.entries.values()}
+    held = {value[1] for m in observed.maps.values() if m.kind in TRANSLATIONS for value in m.entries.values()}
     for name in sorted(desired.counters ^ observed.counters):
         there = naming.counted(name) in held
         if name in desired.counters and there:

@@ -17,6 +17,10 @@ Beside each map of ports there is a map of the same keys which leads to counters
 that looks into it. There is one counter for each mapping, wherever its ports are: so its count outlives whatever
 becomes of them, and an element costs no memory for each CPU.
 
+Targets on other addresses are in maps of their own, one for each family, which nothing on loopback is led to: a packet
+of the host to itself cannot leave it. What has to be masqueraded then (see `neighbours`) is found at the postrouting
+hook as scopes are: by source, then by a set of the targets that are in the same network.
+
 A scope that counts for both sides alike shares its maps between the two trees.
 `exclusive` adds one filter chain at the input hook, after NAT, with sets of guarded target ports.
 """
@@ -28,11 +32,12 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from typing import TypeVar
 
 from redirector import naming
-from redirector.model import ARRIVING, FAMILIES, OWN, PROTOCOLS, SIDES, Mapping, Ruleset, Scope
+from redirector.model import ARRIVING, FAMILIES, OWN, PROTOCOLS, SIDES, Mapping, Ruleset, Scope, Target, family_of
 from redirector.naming import PortMap
 from redirector.program import (
     ADDRESSES,
     COUNTS,
+    FORWARDS,
     GUARDS,
     GUARDS_AT,
     INTERFACES,
@@ -47,10 +52,13 @@ from redirector.program import (
     Keep,
     LocalJump,
     Map,
+    Masquerade,
     Program,
     Refuse,
     Rule,
+    Skip,
     Translate,
+    endpoint,
     port_key,
 )
 
@@ -67,21 +75,29 @@ class _Every:
 EVERY = _Every()
 # Before filter chains at 0, at a priority that nobody else's default has. What we refuse is final whoever comes later.
 GUARD_PRIORITY = -10
+# Before the source NAT of others, at NF_IP_PRI_NAT_SRC (100, linux/netfilter_ipv4.h): the first verdict wins.
+HAIRPIN_PRIORITY = 90
 
 
 def compile_ruleset(ruleset: Ruleset, only: Container[str] = EVERY) -> Program:
     """The one Program for a Ruleset; that of an empty one drains: base chains, and a rule that holds conntrack.
 
-    With `only`, names of mappings, it has the frame and the guards of all, but the ports and counters of these alone.
+    With `only`, names of mappings, it has the frame, guards and hairpins of all, but the ports and counters of these
+    alone.
     """
     leaves = _leaves(ruleset.enabled, only)
     maps: dict[str, Map] = {}
     for wanted, (ports, counts) in leaves.items():
-        maps[naming.port_map(wanted)] = Map(PORTS, ports)
+        maps[naming.port_map(wanted)] = Map(data_kind(wanted), ports)
         maps[naming.count_map(wanted)] = Map(COUNTS, counts)
-    maps |= _guards(ruleset.enabled)
+    maps |= _guards(ruleset.enabled) | _hairpins(ruleset)
     counters = frozenset([naming.counter(mapping.name) for mapping in ruleset.enabled if mapping.name in only])
     return whole(leaves, maps, ruleset.settings.priority, counters)
+
+
+def data_kind(wanted: PortMap) -> str:
+    """The kind of a map of ports."""
+    return FORWARDS[wanted.family] if wanted.rewrite == "forward" else PORTS
 
 
 def whole(leaves: Iterable[PortMap], maps: dict[str, Map], priority: int, counters: frozenset[str]) -> Program:
@@ -112,7 +128,22 @@ def skeleton(leaves: Iterable[PortMap], names: Iterable[str], priority: int) -> 
         chains[naming.REFUSE_CHAIN] = Chain(None, (Refuse("reset"), Refuse("unreachable")))
         rules = tuple(Guard(*naming.GUARD_MAPS[name], name, naming.REFUSE_CHAIN) for name in guards)
         chains[naming.GUARD_CHAIN] = Chain(Hook("filter", "input", GUARD_PRIORITY), rules)
+    networks = list(filter(None, map(naming.targets_network, names)))
+    if networks:
+        _frame_hairpins(networks, chains, maps)
     return Program(chains, maps)
+
+
+def _frame_hairpins(networks: Iterable[str], chains: dict[str, Chain], maps: dict[str, Map]) -> None:
+    """The way from the postrouting hook to the targets in each network, narrowest network first."""
+    rules: dict[Rule, None] = {}
+    for scope in sorted((Scope(network) for network in networks), key=lambda s: (-s.specificity[0], s)):
+        chain = naming.hairpin_chain(scope.source)
+        rule, kind, key = _step(naming.HAIRPIN_CHAIN, 0, scope)
+        rules[rule] = None
+        maps.setdefault(rule.map, Map(kind, {})).entries[key] = (chain, "")
+        chains[chain] = Chain(None, (Masquerade(naming.targets_set(scope.source), scope.family),))
+    chains[naming.HAIRPIN_CHAIN] = Chain(Hook("nat", naming.HAIRPIN_CHAIN, HAIRPIN_PRIORITY), tuple(rules))
 
 
 def sizes(mappings: Iterable[Mapping]) -> Counter[str]:
@@ -130,11 +161,14 @@ def sizes(mappings: Iterable[Mapping]) -> Counter[str]:
 def _leaves(mappings: Iterable[Mapping], only: Container[str]) -> dict[PortMap, tuple[Entries, Entries]]:
     """Every map of ports with its entries, and those of its counting map."""
     leaves: dict[PortMap, tuple[Entries, Entries]] = {}
-    for maps, mapping in _alike(mappings, lambda m: [leaves.setdefault(wanted, ({}, {})) for wanted in _wanted(m)]):
+    for maps, mapping in _alike(mappings, lambda m: [(w, *leaves.setdefault(w, ({}, {}))) for w in _wanted(m)]):
         if mapping.name in only:
-            for entries, counts in maps:
+            for wanted, entries, counts in maps:
+                to, target = mapping.to, mapping.to.first
+                if type(to) is Target:
+                    target = endpoint(to.address(wanted.family), target)
                 for protocol in mapping.protocol:
-                    _fill(entries, counts, mapping, PROTOCOLS[protocol])
+                    _fill(entries, counts, mapping, PROTOCOLS[protocol], target)
     return leaves
 
 
@@ -142,7 +176,8 @@ def _alike(mappings: Iterable[Mapping], make: Callable[[Mapping], T]) -> Iterato
     """Each mapping with what `make` gives for its claims: made once for all that are alike, as thousands may be."""
     known: dict[tuple[object, ...], T] = {}
     for mapping in mappings:
-        alike = mapping.claims, mapping.family, mapping.rewrite
+        to = mapping.to
+        alike = mapping.claims, mapping.family, mapping.rewrite, to.families if type(to) is Target else ()
         if alike not in known:
             known[alike] = make(mapping)
         yield known[alike], mapping
@@ -154,12 +189,16 @@ def _wanted(mapping: Mapping) -> Iterator[PortMap]:
     for side, scope in mapping.claims:
         sides[scope] = "" if scope in sides else side
     for scope, side in sides.items():
+        if mapping.forwards:
+            for family in (scope.family,) if scope.family else mapping.families:
+                yield PortMap(side, scope, family, "forward")
+            continue
         family = "" if scope.family or mapping.family == "both" else mapping.family
         yield PortMap(side, scope, family, mapping.rewrite)
 
 
-def _fill(entries: Entries, counts: Entries, mapping: Mapping, protocol: int) -> None:
-    base, name, first_target = port_key(protocol, 0), mapping.name, mapping.to.first
+def _fill(entries: Entries, counts: Entries, mapping: Mapping, protocol: int, first_target: int) -> None:
+    base, name = port_key(protocol, 0), mapping.name
     counter = (naming.counter(name), "")
     for first, last in mapping.listen:
         if first == last:
@@ -167,7 +206,10 @@ def _fill(entries: Entries, counts: Entries, mapping: Mapping, protocol: int) ->
             continue
         keys = list(range(base + first, base + last + 1))  # the same numbers in both
         if mapping.shifted:
-            entries.update((key, (port, name)) for key, port in zip(keys, range(first_target, 65536), strict=False))
+            entries.update(
+                (key, (port, name))
+                for key, port in zip(keys, range(first_target, first_target + len(keys)), strict=True)
+            )
         else:
             entries.update(dict.fromkeys(keys, (first_target, name)))
         counts.update(dict.fromkeys(keys, counter))
@@ -198,7 +240,9 @@ class _Tree:
                 if scope[part] and not any(scope[depth:part]):
                     narrower.setdefault(here._replace(**{Scope._fields[part]: scope[part]}), []).append(scope)
             rules += self._dispatch(name, part, narrower)
-        for wanted in sorted(self.leaves.get(here, ())):
+        for wanted in sorted(self.leaves.get(here, ()), key=lambda w: (w.rewrite == "forward", w)):
+            if wanted.rewrite == "forward":
+                rules.append(Skip(wanted.family))
             rules.append(Count(wanted.family, naming.count_map(wanted)))
             rules.append(Translate(wanted.rewrite, wanted.family, naming.port_map(wanted)))
         self.chains[name] = Chain(None, tuple(rules))
@@ -263,9 +307,27 @@ def _guards(mappings: Iterable[Mapping]) -> dict[str, Map]:
     return maps
 
 
+def _hairpins(ruleset: Ruleset) -> dict[str, Map]:
+    """By network, the set of targets in it; what several mappings lead to has the name of the first."""
+    maps: dict[str, Map] = {}
+    sets: dict[str, Entries] = {}  # by address
+    for mapping in [mapping for mapping in ruleset.enabled if type(mapping.to) is Target]:
+        from redirector.neighbours import network_of  # what most files have no use for
+
+        to = mapping.to
+        for address in to.addresses if isinstance(to, Target) else ():
+            if address not in sets:
+                name = naming.targets_set(network_of(address, ruleset.networks))
+                sets[address] = maps.setdefault(name, Map(GUARDS_AT[family_of(address)], {})).entries
+            for protocol in mapping.protocol:
+                for port in range(to.first, to.last + 1):
+                    sets[address].setdefault((address, port_key(PROTOCOLS[protocol], port)), (0, mapping.name))
+    return maps
+
+
 def _mapped_to_themselves(mapping: Mapping) -> Iterator[tuple[str, int]]:
     """(family, port key) of each port that the mapping sends to itself: no DNAT marks such a connection."""
-    for listen, target in mapping.pairs():
+    for listen, target in mapping.pairs() if not mapping.forwards else ():
         if mapping.shifted:
             same = range(listen.first, listen.last + 1) if listen == mapping.to else range(0)
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import _socket as socket  # see netlink
 
-from redirector.model import ARRIVING, OWN, Mapping, Ruleset, Scope
+from redirector.model import ARRIVING, OWN, Mapping, Ruleset, Scope, Target, loopback
 from redirector.records import NamedTuple
 
 
@@ -34,13 +34,15 @@ class Packet(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """`action` is "pass" (as it came), "translate" (to `port`; `rewrite` says what becomes of the address), or
-    "refuse" (an exclusive target, connected to directly); `mapping` is the one that decides, "" for "pass"."""
+    """`action` is "pass" (as it came), "translate" (to `port`; `rewrite` says what becomes of the address: "forward",
+    that it becomes `address`), or "refuse" (an exclusive target, connected to directly); `mapping` is the one that
+    decides, "" for "pass"."""
 
     action: str
     port: int
     mapping: str = ""
     rewrite: str = ""
+    address: str = ""
 
 
 def decide(ruleset: Ruleset, packet: Packet) -> Decision:
@@ -51,12 +53,17 @@ def decide(ruleset: Ruleset, packet: Packet) -> Decision:
             continue
         if not any(ports.first <= packet.port <= ports.last for ports in mapping.listen):
             continue
+        if mapping.forwards and loopback(packet.address):
+            continue  # what the host sends to its loopback addresses never leaves it
         for side, scope in mapping.claims:
             if side == packet.side and covers(scope, packet) and (best is None or scope.specificity > best[0]):
                 best = scope.specificity, mapping
     if best is None:
         return _direct(ruleset, packet)
     mapping = best[1]
+    if isinstance(mapping.to, Target):
+        address = mapping.to.address(packet.family)
+        return Decision("translate", mapping.target(packet.port), mapping.name, "forward", address)
     return Decision("translate", mapping.target(packet.port), mapping.name, mapping.rewrite)
 
 
@@ -106,6 +113,6 @@ def _mapped_to_itself(ruleset: Ruleset, packet: Packet) -> bool:
         packet.protocol in mapping.protocol
         and packet.family in mapping.served
         and any(ports.first <= packet.port <= ports.last for ports in mapping.listen)
-        and mapping.target(packet.port) == packet.port
+        and mapping.exempts(packet.port)
         for mapping in ruleset.enabled
     )

@@ -14,13 +14,16 @@ from redirector.choose import Choice, foreign_rules, known_by, missing, ours
 from redirector.errors import printable
 from redirector.findings import ERROR, NOTE, WARNING, Finding
 from redirector.host.firewalls import Firewalls
+from redirector.host.forwarding import Forwarding
 from redirector.model import ARRIVING, DEFAULT_PRIORITY, Mapping, Ports, Ruleset
 from redirector.naming import TABLE
-from redirector.others import Hit, Question, Spans, Table, follow, listed, overlap, saved, spans, without
+from redirector.others import Question, Spans, Table, follow, listed, overlap, saved, spans
 from redirector.others.openings import opening
+from redirector.passage import filtered, stopped, unforwarded
 from redirector.records import NamedTuple
 
 IPTABLES_PRIORITY = -100  # NF_IP_PRI_NAT_DST (linux/netfilter_ipv4.h): where the iptables backends are
+NOTHING_ASKED = Forwarding()
 SHOWN = 6  # ports, or names, in a sentence
 
 
@@ -39,7 +42,9 @@ class Taken(NamedTuple):
         return f"{_place(self.table)}, chain {printable(self.chain)}: {printable(self.text)[:300]}"
 
 
-def findings(ruleset: Ruleset | None, firewalls: Firewalls, choice: Choice) -> Iterator[Finding]:
+def findings(
+    ruleset: Ruleset | None, firewalls: Firewalls, choice: Choice, forwarding: Forwarding = NOTHING_ASKED
+) -> Iterator[Finding]:
     """Everything that there is to say of this choice; without a ruleset only what needs none."""
     yield from _platform(firewalls, choice)
     tables = [saved.table(s.backend, s.family, s.name, s.table) for s in firewalls.saved]
@@ -50,6 +55,8 @@ def findings(ruleset: Ruleset | None, firewalls: Firewalls, choice: Choice) -> I
     if ruleset is not None:
         yield from _mapped(ruleset, tables, choice, priority)
         yield from _filtered(ruleset, tables)
+        for obstacle in (*unforwarded(ruleset, forwarding), *filtered(ruleset, tables)):
+            yield Finding(obstacle.id, WARNING, obstacle.message, obstacle.fix)
     for failure in firewalls.failures:
         yield Finding("unread", NOTE, f"not everything could be read: {failure}")
 
@@ -121,7 +128,7 @@ def _questions(ruleset: Ruleset, target: bool) -> Iterator[Question]:
     """What arrives for our mappings, and (`target`) with which ports a filter sees it."""
     asked: dict[tuple[str, str, bool], list[tuple[int, int]]] = {}
     for mapping in ruleset.enabled:
-        if not any(claim.side == ARRIVING for claim in mapping.claims):
+        if not any(claim.side == ARRIVING for claim in mapping.claims) or (target and mapping.forwards):
             continue
         for protocol, family, (translated, ports) in (
             (p, f, part) for p in mapping.protocol for f in _families(mapping) for part in _parts(mapping, target)
@@ -224,27 +231,14 @@ def _filtered(ruleset: Ruleset, tables: Iterable[Table]) -> Iterator[Finding]:
                 yield _stop(ruleset, table, base, Question(protocol, "", spans(ports), translated), decider)
 
 
-def stopped(table: Table, base: str, question: Question) -> Iterator[Hit]:
-    """What is dropped for certain, and for which no rule that names the port makes an exception for some."""
-    if question.family not in table.families:
-        return
-    hits = list(follow(table, base, question))
-    some = [h for h in hits if h.verdict == "accept" and not h.certain and h.clause and h.clause.ports is not None]
-    excepted = spans([span for hit in some for span in hit.ports])
-    for hit in hits:
-        if hit.verdict == "drop" and hit.certain:
-            left = without(hit.ports, excepted)
-            if left:
-                yield hit._replace(ports=left)
-
-
 def _stop(ruleset: Ruleset, table: Table, base: str, stopped: Question, decider: str) -> Finding:
     chain, _, text = decider.partition("\n")
-    names = [
-        m.name
+    ours = (
+        m
         for m in ruleset.enabled
-        if stopped.protocol in m.protocol and overlap((m.to,), stopped.ports) and (m.listen[0] != m.to) == stopped.dnat
-    ]
+        if not m.forwards and stopped.protocol in m.protocol and (m.listen[0] != m.to) == stopped.dnat
+    )
+    names = [m.name for m in ours if overlap((Ports(m.to.first, m.to.last),), stopped.ports)]
     by = f"by the rule {printable(text)[:300]} of chain {printable(chain)}" if text else "by its policy drop"
     message = (
         f"connections that are redirected to {stopped.protocol} {_ports(stopped.ports)} ({_few(names)}) are dropped by "

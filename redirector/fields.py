@@ -12,13 +12,16 @@ from typing import Any
 from redirector.model import (
     BACKENDS,
     DEFAULT_PRIORITY,
+    FAMILIES,
     PROTOCOLS,
     REWRITES,
     Mapping,
     Ports,
     Problem,
     Settings,
+    Target,
     family_problems,
+    forward_problems,
     listen_problems,
 )
 from redirector.records import NamedTuple
@@ -41,6 +44,7 @@ from redirector.values import (
     priority,
     quoted,
     several,
+    target,
 )
 
 Schema = dict[str, Any]
@@ -61,13 +65,19 @@ def _one_or_many(item: Schema) -> Schema:
 
 PORT: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
 PORTS: Schema = {"oneOf": [PORT, {"type": "string", "pattern": "^[0-9]{1,5}-[0-9]{1,5}$"}]}
+TARGET: Schema = {"type": "string", "pattern": r"^([0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}(-[0-9]{1,5})?$"}
 TEXT: Schema = {"type": "string"}
 FLAG: Schema = {"type": "boolean"}
 
 FIELDS: dict[str, Field] = {
     "name": Field(name, {"type": "string", "pattern": f"^{NAME}$"}, "how people refer to it", True),
     "listen": Field(several(ports), _one_or_many(PORTS), "the port or ports that clients use", True),
-    "to": Field(ports, PORTS, "the target: one port, or a range of the same length as listen", True),
+    "to": Field(
+        target,
+        {"oneOf": [*PORTS["oneOf"], TARGET, {"type": "array", "items": TARGET, "minItems": 1, "maxItems": 2}]},
+        "the target: one port, or a range of the same length as listen; with an address, on another machine",
+        True,
+    ),
     "protocol": Field(
         several(choice(tuple(PROTOCOLS), "protocol")),
         _one_or_many({"enum": list(PROTOCOLS)}) | {"default": "tcp"},
@@ -153,10 +163,16 @@ def parse_mapping(table: object, report: Report) -> Mapping | None:
     if listen and to:
         between += listen_problems(listen, to)
     address, source = values.get("address", ()), values.get("source", ())
-    if address or source:
+    targets: tuple[str, ...] = ()
+    if isinstance(to, Target):
+        between += forward_problems(to, values)
+        targets = to.addresses
+    if address or source or targets:
         family = values.get("family", "both")
         if None not in (family, address, source):
-            between += family_problems(family, address, source)
+            between += family_problems(family, address, source, targets)
+    if _turned(to, table):
+        between = [p._replace(path=("to", 1 - int(p.path[1]))) if p.path[:-1] == ("to",) else p for p in between]
     for problem in between:
         # A list of one may stand in the file as a plain value: positions fall back to the key's.
         report.problems.append(problem._replace(path=report.path + problem.path))
@@ -165,6 +181,13 @@ def parse_mapping(table: object, report: Report) -> Mapping | None:
     if "local" not in values:
         values["local"] = not (values.get("interface") or source)
     return Mapping.checked(values)
+
+
+def _turned(to: object, table: object) -> bool:
+    """Whether the file names the two targets in the other order than the model."""
+    written = table.get("to") if isinstance(table, dict) else None
+    both = isinstance(to, Target) and to.families == FAMILIES
+    return both and isinstance(written, list) and str(written[0]).startswith("[")
 
 
 def parse_settings(table: object, report: Report) -> Settings | None:
@@ -177,6 +200,9 @@ def _written(value: object) -> object:
     """A model value as TOML has it."""
     if isinstance(value, Ports):
         return value.first if value.first == value.last else str(value)
+    if isinstance(value, Target):
+        found = str(value).split(", ")
+        return found[0] if len(found) == 1 else found
     if isinstance(value, tuple):
         items = [_written(item) for item in value]
         return items[0] if len(items) == 1 else items

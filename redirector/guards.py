@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from redirector.errors import printable
+from redirector.errors import plural, printable
 from redirector.model import Mapping, Ports, Ruleset
 from redirector.records import NamedTuple
 
@@ -38,7 +38,9 @@ def captured_ports(ruleset: Ruleset) -> set[int]:
     for mapping in ruleset.enabled:
         for ports in mapping.listen:
             taken = set(range(ports.first, ports.last + 1))
-            if mapping.shifted:
+            if mapping.forwards:
+                pass
+            elif mapping.shifted:
                 taken = set() if ports == mapping.to else taken
             else:
                 taken.discard(mapping.to.first)
@@ -68,6 +70,11 @@ def findings(ruleset: Ruleset, facts: Facts) -> Iterator[Finding]:
             if facts.addresses is not None and address not in facts.addresses:
                 message = f"{address} is no address of this host (yet): until it is, this does nothing there"
                 yield Finding("", mapping.name, message)
+    yield from _beyond_loopback(ruleset)
+    if facts.forwarding is not None:
+        from redirector.passage import unforwarded
+
+        yield from (Finding("", found.mapping, found.message) for found in unforwarded(ruleset, facts.forwarding))
 
 
 def static_findings(ruleset: Ruleset) -> Iterator[Finding]:
@@ -75,6 +82,18 @@ def static_findings(ruleset: Ruleset) -> Iterator[Finding]:
     listened = _listened_targets(ruleset)
     for mapping in ruleset.enabled:
         yield from _chained(mapping, listened)
+    yield from _beyond_loopback(ruleset)
+
+
+def _beyond_loopback(ruleset: Ruleset) -> Iterator[Finding]:
+    """What people try first, and wonder about; told once."""
+    found = [m for m in ruleset.enabled if m.forwards and m.local and not m.address]
+    if found:
+        more = f" (nor for {plural(len(found) - 1, 'other mapping')})" if len(found) > 1 else ""
+        message = (
+            f"this host's own connections to 127.0.0.1 and ::1 are not forwarded{more}: use another of its addresses"
+        )
+        yield Finding("", found[0].name, message)
 
 
 def _ssh(mapping: Mapping, uses: tuple[SshUse, ...]) -> Iterator[Finding]:
@@ -86,7 +105,7 @@ def _ssh(mapping: Mapping, uses: tuple[SshUse, ...]) -> Iterator[Finding]:
         if use.address and ("ipv6" if ":" in use.address else "ipv4") not in mapping.families:
             continue
         listened = any(p.first <= use.port <= p.last for p in mapping.listen)
-        if listened and mapping.target(use.port) != use.port:
+        if listened and not mapping.exempts(use.port):
             message = f"it would take port {use.port} away from ssh: {use.why}"
             yield Finding(ALLOW_SSH, mapping.name, message)
         elif mapping.exclusive and not listened and mapping.to.first <= use.port <= mapping.to.last:
@@ -122,11 +141,15 @@ def _reached(mapping: Mapping, listener: Listener) -> bool:
 
 def _serving(mapping: Mapping, protocol: str, sockets: _Sockets) -> list[Listener]:
     """The listeners on the mapping's targets that it could reach."""
-    found = sockets.within(protocol, mapping.to)
+    if mapping.forwards:
+        return []
+    found = sockets.within(protocol, Ports(mapping.to.first, mapping.to.last))
     return [x for x in found if _reached(mapping, x) or mapping.rewrite == "redirect"]
 
 
 def _targets(mapping: Mapping, facts: Facts, sockets: _Sockets) -> Iterator[Finding]:
+    if mapping.forwards:
+        return  # who listens on another machine is not for us to say
     for protocol in mapping.protocol:
         if protocol == "sctp" and not sockets.knows("sctp"):
             continue  # most kernels cannot be asked
@@ -167,7 +190,7 @@ def _shadowed(mapping: Mapping, facts: Facts, sockets: _Sockets) -> Iterator[Fin
         holders = {p.pid for x in _serving(mapping, protocol, sockets) for p in facts.processes.get(x.inode, ())}
         told: set[int] = set()
         for listener in there:
-            if mapping.target(listener.port) == listener.port or not _reached(mapping, listener):
+            if mapping.exempts(listener.port) or not _reached(mapping, listener):
                 continue
             # One program that listens on both is meant so.
             if listener.port in told or holders & {p.pid for p in facts.processes.get(listener.inode, ())}:
@@ -186,7 +209,7 @@ def _who(listener: Listener, facts: Facts) -> str:
 def _listened_targets(ruleset: Ruleset) -> list[tuple[Ports, Mapping]]:
     """The listened ranges that touch any target at all: few, and found without comparing all with all."""
     merged: list[list[int]] = []
-    for first, last in sorted({mapping.to for mapping in ruleset.enabled}):
+    for first, last in sorted({(m.to.first, m.to.last) for m in ruleset.enabled if not m.forwards}):
         if merged and first <= merged[-1][1] + 1:
             merged[-1][1] = max(last, merged[-1][1])
         else:
@@ -203,13 +226,15 @@ def _listened_targets(ruleset: Ruleset) -> list[tuple[Ports, Mapping]]:
 
 def _chained(mapping: Mapping, listened: list[tuple[Ports, Mapping]]) -> Iterator[Finding]:
     """The target is another mapping's listened port. NAT acts once, so that other one is not followed."""
+    if mapping.forwards:
+        return
     for ports, other in listened:
         if other is mapping or not (ports.first <= mapping.to.last and mapping.to.first <= ports.last):
             continue
         if not set(mapping.protocol) & set(other.protocol) or not set(mapping.families) & set(other.families):
             continue
         shared = max(ports.first, mapping.to.first)
-        if other.target(shared) != shared:
+        if not other.exempts(shared):
             message = f'its target {shared} is also what "{other.name}" listens on: NAT acts once, that is not followed'
             yield Finding("", mapping.name, message)
             return

@@ -1,10 +1,10 @@
 """Planning without a reading: what the kernel holds is known (see `proof`), and so is every difference to it. Pure.
 
 Theory of operation. The ports and the counter of a mapping follow from that mapping alone; the frame of chains and
-verdict maps, and the guards, from all of them. So the way from one ruleset to another is that between two Programs
-which have the frame and guards of all, and the ports of only those mappings that differ: what both have in common need
-not even be compiled. Where a map would become too full for its place in the kernel, the whole Programs are compared,
-and it is made anew, larger; counters are objects of their own, and stay.
+verdict maps, the guards, and what is masqueraded, from all of them. So the way from one ruleset to another is that
+between two Programs which have those of all, and the ports of only those mappings that differ: what both have in common
+need not even be compiled. Where a map would become too full for its place in the kernel, the whole Programs are
+compared, and it is made anew, larger; counters are objects of their own, and stay.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def plan_from(known: Known, wanted: Ruleset) -> Plan:
     for name in desired.maps | observed.maps:
         want, held = desired.maps.get(name), observed.maps.get(name)
         full = want and held and len(want.entries) > held.capacity
-        # One mapping's guards may come or go with what another does.
-        if full or (name in naming.GUARD_MAPS and want != held):
+        # One mapping's guards (and entries for hairpins) may come or go with what another does.
+        if full or (naming.of_all(name) and want != held):
             return make_plan(compile_ruleset(wanted), known.program)
     found = Difference(None, None, make_plan(desired, observed).steps)
     found.known, found.wanted, found.parts = known, wanted, (desired, observed)

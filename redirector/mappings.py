@@ -18,7 +18,7 @@ from redirector.errors import BadConfiguration
 from redirector.fields import document, parse_mapping, parse_settings
 from redirector.model import InvalidModel, Mapping, Problem, Ruleset, Settings, backend_problems, ruleset_problems
 from redirector.records import NamedTuple
-from redirector.values import Report, kind, quoted, suggestion
+from redirector.values import Report, kind, network, quoted, several, suggestion
 
 VERSION = 1
 # Words joined by dots, each match from the start of a word and without backtracking: linear time.
@@ -251,6 +251,8 @@ def to_document(ruleset: Ruleset) -> dict[str, Any]:
         pairs = (("backend", ruleset.settings.backend), ("priority", ruleset.settings.priority))
         found["settings"] = {key: value for key, value in pairs if value != getattr(plain, key)}
     found["mapping"] = [document(mapping) for mapping in ruleset.mappings]
+    if ruleset.networks:
+        found["networks"] = list(ruleset.networks)
     return found
 
 
@@ -262,9 +264,10 @@ def from_document(data: Any) -> Ruleset:
         raise InvalidModel([Problem((), "not a ruleset of a version known here")])
     settings = parse_settings(data.get("settings", {}), root.at("settings"))
     mappings = [parse_mapping(table, root.at("mapping", i)) for i, table in enumerate(data["mapping"])]
-    if problems or settings is None:
+    networks = several(network)(data["networks"], root.at("networks")) if "networks" in data else ()
+    if problems or settings is None or networks is None:
         raise InvalidModel(problems)
-    return Ruleset(tuple(m for m in mappings if m), settings)
+    return Ruleset(tuple(m for m in mappings if m), settings, networks)
 
 
 def digest(ruleset: Ruleset) -> str:

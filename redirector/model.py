@@ -63,6 +63,31 @@ class Ports(NamedTuple):
         return self.last - self.first + 1
 
 
+class Target(NamedTuple):
+    """The ports first..last of another machine, of a container, say: `addresses` are canonical, one of each family at
+    most, IPv4 first."""
+
+    first: int
+    last: int
+    addresses: tuple[str, ...]
+
+    def __str__(self) -> str:
+        ports = Ports(self.first, self.last)
+        return ", ".join(f"[{a}]:{ports}" if ipv6(a) else f"{a}:{ports}" for a in self.addresses)
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first + 1
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        return tuple(map(family_of, self.addresses))
+
+    def address(self, family: str) -> str:
+        """The address of a family that it has."""
+        return next(address for address in self.addresses if family_of(address) == family)
+
+
 class Scope(NamedTuple):
     """Which packets: `source` a network ("10.0.0.0/8"), `address` the one that the client used, `interface` the
     arriving one ("veth*" is a wildcard). Each is canonical text, "" where any will do."""
@@ -75,7 +100,7 @@ class Scope(NamedTuple):
     def family(self) -> str:
         """The family that the addresses imply, "" where there are none."""
         text = self.source or self.address
-        return "" if not text else "ipv6" if ":" in text else "ipv4"
+        return family_of(text) if text else ""
 
     @property
     def specificity(self) -> tuple[int, int, int]:
@@ -104,7 +129,7 @@ class Claim(NamedTuple):
 class _MappingFields(NamedTuple):
     name: str
     listen: tuple[Ports, ...]
-    to: Ports
+    to: Ports | Target
     protocol: tuple[str, ...] = ("tcp",)
     family: str = "both"
     address: tuple[str, ...] = ()
@@ -155,6 +180,9 @@ class Mapping(_MappingFields):
 
     @property
     def families(self) -> tuple[str, ...]:
+        """The families that it is for: where the target has addresses, those of them."""
+        if isinstance(self.to, Target):
+            return self.to.families
         return FAMILIES if self.family == "both" else (self.family,)
 
     @property
@@ -162,6 +190,15 @@ class Mapping(_MappingFields):
         """The families of which it takes any packets: its sources and addresses may leave one of `families` out."""
         found = {scope.family for _, scope in self.claims}
         return self.families if "" in found else tuple(family for family in FAMILIES if family in found)
+
+    @property
+    def forwards(self) -> bool:
+        """Whether it leads to another address than the one that the client used."""
+        return isinstance(self.to, Target)
+
+    def exempts(self, port: int) -> bool:
+        """Whether a connection to one of the listened ports goes on to where it would have gone without us."""
+        return not self.forwards and self.target(port) == port
 
     def target(self, port: int) -> int:
         """The port that one of the listened ports goes to."""
@@ -180,20 +217,25 @@ class Mapping(_MappingFields):
     @property
     def elements(self) -> int:
         """How many map elements the kernel would hold for this mapping; counted, not made: they may be too many."""
-        scopes = self._scopes if self.narrowed else 1
+        scopes = self._scopes if self.narrowed or self.forwards else 1
         redirects = len(self.protocol) * scopes * sum([last - first + 1 for first, last in self.listen])
         guards = len(self.protocol) * max(1, len(self.address)) * self.to.size if self.exclusive else 0
+        if isinstance(self.to, Target):
+            guards = len(self.protocol) * len(self.to.addresses) * self.to.size  # those for hairpins
         return redirects + guards
 
     @property
     def _scopes(self) -> int:
-        """How many different scopes its claims have."""
+        """How many maps its ports are in: of its scopes, or of families in each where the target has addresses."""
         pairs = max(1, len(self.source)) * max(1, len(self.address))
         if self.source and self.address:
             sixes = sum(map(ipv6, self.source)), sum(map(ipv6, self.address))
             pairs = sixes[0] * sixes[1] + (len(self.source) - sixes[0]) * (len(self.address) - sixes[1])
         # The host's own connections have scopes of their own only where what arrives is narrowed.
         own = max(1, len(self.address)) if self.local and (self.source or self.interface) else 0
+        if isinstance(self.to, Target):
+            pairs *= 1 if self.source or self.address else len(self.to.addresses)
+            own *= 1 if self.address else len(self.to.addresses)
         return pairs * max(1, len(self.interface)) + own
 
 
@@ -210,25 +252,40 @@ _NO_SETTINGS = Settings()
 class _RulesetFields(NamedTuple):
     mappings: tuple[Mapping, ...] = ()
     settings: Settings = _NO_SETTINGS
+    networks: tuple[str, ...] = ()
 
 
 class Ruleset(_RulesetFields):
-    """Mappings in file order, and settings. Raises InvalidModel for names used twice and for conflicts."""
+    """Mappings in file order, and settings. Raises InvalidModel for names used twice and for conflicts.
 
-    def __new__(cls, mappings: tuple[Mapping, ...] = (), settings: Settings = _NO_SETTINGS) -> Self:
+    `networks` is no part of a file: the host's connected networks that targets are in, as they were when it was applied
+    (see `neighbours`).
+    """
+
+    def __new__(
+        cls,
+        mappings: tuple[Mapping, ...] = (),
+        settings: Settings = _NO_SETTINGS,
+        networks: tuple[str, ...] = (),
+    ) -> Self:
         problems = ruleset_problems(mappings)
         if problems:
             raise InvalidModel(problems)
-        return super().__new__(cls, mappings, settings)
+        return super().__new__(cls, mappings, settings, networks)
 
     @classmethod
-    def checked(cls, mappings: tuple[Mapping, ...], settings: Settings) -> Ruleset:
+    def checked(cls, mappings: tuple[Mapping, ...], settings: Settings, networks: tuple[str, ...] = ()) -> Ruleset:
         """The ruleset of mappings in which `ruleset_problems` has found nothing: checking twice takes twice as long."""
-        return super().__new__(cls, mappings, settings)
+        return super().__new__(cls, mappings, settings, networks)
 
     @classmethod
     def _make(cls, iterable: Iterable[Any]) -> Ruleset:  # type: ignore[override]  # as in Mapping
         return cls(*iterable)
+
+    @property
+    def written(self) -> Ruleset:
+        """What a file says of it: without the facts of the host."""
+        return Ruleset.checked(self.mappings, self.settings) if self.networks else self
 
     @cached_property
     def enabled(self) -> tuple[Mapping, ...]:
@@ -245,6 +302,16 @@ def backend_problems(settings: Settings, backend: str) -> Iterator[Problem]:
 def ipv6(text: str) -> bool:
     """Whether a canonical address or network is an IPv6 one."""
     return ":" in text
+
+
+def family_of(text: str) -> str:
+    """The family of a canonical address or network."""
+    return "ipv6" if ipv6(text) else "ipv4"
+
+
+def loopback(address: str) -> bool:
+    """Whether a canonical address is one of those that never leave the host (RFC 1122 3.2.1.3, RFC 4291 2.5.3)."""
+    return address == "::1" or address.startswith("127.")
 
 
 def _claims(mapping: Mapping) -> Iterator[Claim]:
@@ -269,10 +336,45 @@ _EVERYBODY = Claim(ARRIVING, Scope()), Claim(OWN, Scope())
 def mapping_problems(mapping: Mapping) -> list[Problem]:
     """What is wrong between the fields of one mapping (each alone is the business of `values`)."""
     found = listen_problems(mapping.listen, mapping.to)
-    return found + list(family_problems(mapping.family, mapping.address, mapping.source))
+    if isinstance(mapping.to, Target):
+        found += forward_problems(mapping.to, mapping._asdict())
+    addresses = mapping.to.addresses if isinstance(mapping.to, Target) else ()
+    return found + list(family_problems(mapping.family, mapping.address, mapping.source, addresses))
 
 
-def listen_problems(listen: tuple[Ports, ...], to: Ports) -> list[Problem]:
+def forward_problems(to: Target, fields: dict[str, Any]) -> list[Problem]:
+    """What cannot go together with a target that has addresses; `fields` are those of a mapping, None if wrong."""
+    found = []
+    for i, address in enumerate(to.addresses):
+        if loopback(address):
+            message = f"{address} is not reached from outside: packets to it never leave the host they are on"
+            found.append(Problem(("to", i), message, f"say to = {Ports(to.first, to.last)}, without an address"))
+    if len({*to.families}) < len(to.addresses):
+        message = f"to has two {to.families[-1]} targets: a mapping leads to one address of each family"
+        found.append(Problem(("to", 1), message, "one mapping leads to one target"))
+    if fields.get("rewrite") == "redirect":
+        message = 'rewrite = "redirect" leads to this host itself, and to names another address'
+        found.append(Problem(("rewrite",), message, "leave rewrite out"))
+    if fields.get("exclusive"):
+        message = "exclusive guards a port of this host, and the target is on another address"
+        found.append(Problem(("exclusive",), message, "leave exclusive out"))
+    if fields.get("owner") is not None:
+        message = "owner is about who listens on this host, and the target is on another address"
+        found.append(Problem(("owner",), message, "leave owner out"))
+    reason = "a packet from a loopback address cannot leave the host"
+    for i, name in enumerate(fields.get("interface") or ()):
+        if name == "lo":
+            message = f'interface = "lo" cannot go with a target on another address: {reason}'
+            hint = "leave interface out: this host's own connections to its other addresses are forwarded"
+            found.append(Problem(("interface", i), message, hint))
+    for i, address in enumerate(fields.get("address") or ()):
+        if loopback(address):
+            message = f"connections to {address} cannot be forwarded to another address: {reason}"
+            found.append(Problem(("address", i), message, "name an address that others can reach, or none"))
+    return found
+
+
+def listen_problems(listen: tuple[Ports, ...], to: Ports | Target) -> list[Problem]:
     """Listened ranges against each other, and against the target."""
     if len(listen) == 1 and to.first == to.last:
         return []
@@ -291,7 +393,7 @@ def listen_problems(listen: tuple[Ports, ...], to: Ports) -> list[Problem]:
         problems.append(Problem(("to",), message, "split the mapping, one for each range"))
     elif to.size > 1 and listen and listen[0].size != to.size:
         fitting = to.first + listen[0].size - 1
-        hint = f'to = "{to.first}-{fitting}" has the length of listen' if fitting <= 65535 else ""
+        hint = f'to = "{to._replace(last=fitting)}" has the length of listen' if fitting <= 65535 else ""
         message = (
             f'to = "{to}" has {to.size} ports, but listen = "{listen[0]}" has {listen[0].size}: '
             "a range goes to a range of the same length, or to one port"
@@ -300,21 +402,25 @@ def listen_problems(listen: tuple[Ports, ...], to: Ports) -> list[Problem]:
     return problems
 
 
-def family_problems(family: str, addresses: tuple[str, ...], sources: tuple[str, ...]) -> Iterator[Problem]:
+def family_problems(
+    family: str, addresses: tuple[str, ...], sources: tuple[str, ...], targets: tuple[str, ...] = ()
+) -> Iterator[Problem]:
     """Addresses and networks that the family, or each other, leaves without any packet."""
     families = FAMILIES if family == "both" else (family,)
-    for key, values, others, other_key in (
-        ("address", addresses, sources, "source"),
-        ("source", sources, addresses, "address"),
-    ):
-        known = {ipv6(other) for other in others}
+    given = {"address": addresses, "source": sources, "to": targets}
+    known = {key: set(map(family_of, values)) for key, values in given.items()}
+    for key, values in given.items():
         for i, value in enumerate(values):
-            own = "ipv6" if ipv6(value) else "ipv4"
+            own = family_of(value)
             if own not in families:
                 message = f'{value} is {own}, but family = "{family}"'
                 yield Problem((key, i), message, f'leave family out, or say family = "{own}"')
-            elif known and ipv6(value) not in known:
-                yield Problem((key, i), f"{value} is {own}, but no {other_key} of this mapping is")
+                continue
+            for other, others in known.items():
+                if others and own not in others:
+                    what = "target" if other == "to" else other
+                    yield Problem((key, i), f"{value} is {own}, but no {what} of this mapping is")
+                    break
 
 
 def ruleset_problems(mappings: Iterable[Mapping]) -> list[Problem]:
@@ -371,7 +477,7 @@ def _groups_of(
     mapping: Mapping, groups: _Groups, known: dict[tuple[Any, ...], list[list[_Range]]]
 ) -> list[list[_Range]]:
     """The groups in which a mapping's ranges may meet others; `known` remembers them for those that are alike."""
-    key = mapping.claims, mapping.protocol, mapping.family
+    key = mapping.claims, mapping.protocol, mapping.families
     found = known.get(key)
     if found is None:
         found = known[key] = [

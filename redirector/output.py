@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from redirector.changes import Change
     from redirector.guards import Finding
     from redirector.mappings import Diagnostic
-    from redirector.model import Ports
+    from redirector.model import Ports, Target
     from redirector.pending import Pending
     from redirector.plan import Plan
     from redirector.program import Route
@@ -92,12 +92,13 @@ class _Row(NamedTuple):
     protocols: tuple[str, ...]
     ports: tuple[str, ...]
     places: tuple[str, ...]
-    target: Ports | None
+    target: Ports | Target | None
     rewrite: str
 
     def __str__(self) -> str:
         words = f"{', '.join(self.protocols)} {', '.join(self.ports)}"
-        words += " refused when connected to directly" if self.target is None else f" → {self.target}"
+        untranslated = " masqueraded" if self.rewrite == "masquerade" else " refused when connected to directly"
+        words += untranslated if self.target is None else f" → {self.target}"
         redirect = " (redirect)" if self.rewrite == "redirect" else ""
         return " ".join([words + redirect, *filter(None, [", ".join(filter(None, self.places))])])
 

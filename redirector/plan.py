@@ -16,7 +16,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from redirector.model import PROTOCOLS
-from redirector.program import PORTS, Chain, Entries, Hook, Map, Program, Rule, references
+from redirector.program import (
+    FORWARDS,
+    TRANSLATIONS,
+    Chain,
+    Entries,
+    Hook,
+    Map,
+    Program,
+    Rule,
+    endpoint_parts,
+    references,
+)
 from redirector.records import NamedTuple
 
 if TYPE_CHECKING:
@@ -222,14 +233,36 @@ def changed_udp_ports(plan: Plan) -> set[int]:
     """The UDP ports of which map entries come or go."""
     keys: set[int] = set()
     for step in plan.steps:
-        if isinstance(step, AddEntries | DeleteEntries) and step.kind == PORTS:
+        if isinstance(step, AddEntries | DeleteEntries) and step.kind in TRANSLATIONS:
             found = step.entries if isinstance(step, AddEntries) else step.keys
             keys.update(key for key in found if isinstance(key, int))
         elif isinstance(step, DeleteTable | DeleteMap) and plan.observed:
-            maps = plan.observed.maps
-            gone = [maps[step.name]] if isinstance(step, DeleteMap) else maps.values()
-            keys.update(key for found in gone if found.kind == PORTS for key in found.entries if isinstance(key, int))
+            for _, gone in _gone(plan.observed, step):
+                keys.update(key for key in gone if isinstance(key, int))
     return {key & 0xFFFF for key in keys if key >> 16 == PROTOCOLS["udp"]}
+
+
+def former_udp_targets(plan: Plan) -> set[tuple[str, int]]:
+    """The addresses and ports to which UDP entries led that go (or change)."""
+    found: set[tuple[str, int]] = set()
+    for step in plan.steps:
+        if isinstance(step, DeleteEntries) and step.kind not in FORWARDS.values():
+            continue
+        if not isinstance(step, DeleteTable | DeleteMap | DeleteEntries) or not plan.observed:
+            continue
+        for kind, gone in _gone(plan.observed, step):
+            keys = step.keys if isinstance(step, DeleteEntries) else tuple(gone)
+            numbers = [gone[k][0] for k in keys if isinstance(k, int) and k >> 16 == PROTOCOLS["udp"]]
+            found.update(endpoint_parts(kind, number) for number in numbers if kind in FORWARDS.values())
+    return found
+
+
+def _gone(observed: Program, step: DeleteTable | DeleteMap | DeleteEntries) -> Iterator[tuple[str, Entries]]:
+    """(kind, entries) of the maps of targets that a step takes away, or takes something from."""
+    names = list(observed.maps) if isinstance(step, DeleteTable) else [step[0]]
+    for found in (observed.maps[name] for name in names):
+        if found.kind in TRANSLATIONS:
+            yield found.kind, found.entries
 
 
 def capacities_after(before: Mapping[str, int], steps: Iterable[Step]) -> dict[str, int]:

@@ -8,21 +8,24 @@ mapping. Each mapping has one counter, to which the entries of counting maps lea
 
 from __future__ import annotations
 
+import _socket as socket  # see netlink
 from collections.abc import Iterator
 from typing import Any
 
-from redirector.model import PROTOCOLS, Ports
+from redirector.model import PROTOCOLS, Ports, Target, ipv6
 from redirector.records import NamedTuple
 
-# Kinds of maps, by key; the first three are keyed by protocol and port, `port_key`.
+# Kinds of maps, by key; the first four are keyed by protocol and port, `port_key`.
 PORTS = "ports"  # → (target port, mapping)
+FORWARDS = {"ipv4": "forwards-ipv4", "ipv6": "forwards-ipv6"}  # → (target address and port, `endpoint`; mapping)
 COUNTS = "counts"  # → (counter, "")
 GUARDS = "guards"  # set of (protocol, target port) → (0, mapping)
 GUARDS_AT = {"ipv4": "guards-ipv4", "ipv6": "guards-ipv6"}  # set of (address, port key) → (0, mapping)
 ADDRESSES = {"ipv4": "addresses-ipv4", "ipv6": "addresses-ipv6"}  # local address, or base of a network → (chain, "")
 INTERFACES = "interfaces"  # interface name → (chain, "")
 SETS = frozenset({GUARDS, *GUARDS_AT.values()})  # keys without data
-NAMED = SETS | {PORTS}  # whose entries carry the name of their mapping, as a comment
+TRANSLATIONS = frozenset({PORTS, *FORWARDS.values()})  # whose data is a target
+NAMED = SETS | TRANSLATIONS  # whose entries carry the name of their mapping, as a comment
 VERDICTS = frozenset({INTERFACES, *ADDRESSES.values()})  # whose data is a chain to jump to
 
 Entries = dict[Any, tuple[Any, str]]
@@ -72,12 +75,30 @@ class Count(NamedTuple):
     map: str
 
 
+class Skip(NamedTuple):
+    """A destination of `family` on loopback: return, a miss."""
+
+    family: str
+
+
 class Translate(NamedTuple):
-    """Give the connection the port that the map has for it; a miss goes on. `rewrite` as in a mapping."""
+    """Give the connection the port that the map has for it; a miss goes on. `rewrite` as in a mapping, or "forward":
+    the map has an address of `family` and a port."""
 
     rewrite: str
     family: str
     map: str
+
+
+class Masquerade(NamedTuple):
+    """A redirected connection of another machine to an entry of the set, of addresses and ports: give it the address
+    of the interface that it leaves by.
+
+    (Its fields are in another order than those of `Count`: tuples of equal values are equal.)
+    """
+
+    map: str
+    family: str
 
 
 class Guard(NamedTuple):
@@ -105,7 +126,7 @@ class Foreign(NamedTuple):
     text: str
 
 
-Rule = LocalJump | Dispatch | Jump | Count | Translate | Guard | Refuse | Keep | Foreign
+Rule = LocalJump | Dispatch | Jump | Count | Skip | Translate | Masquerade | Guard | Refuse | Keep | Foreign
 
 
 class Chain(NamedTuple):
@@ -157,12 +178,13 @@ class Program(NamedTuple):
 class Route(NamedTuple):
     """Entries that belong together, for people: a port range, its target, and where it counts.
 
-    `target` is None for a guard. `where` is the scope's text; `rewrite` as in a mapping.
+    `target` is None for a guard, and for what is masqueraded. `where` is the scope's text; `rewrite` as in a mapping,
+    "forward" or "masquerade".
     """
 
     protocol: str
     ports: Ports
-    target: Ports | None
+    target: Ports | Target | None
     where: str = ""
     rewrite: str = "port"
 
@@ -172,13 +194,33 @@ def port_key(protocol: int, port: int) -> int:
     return protocol << 16 | port
 
 
+def endpoint(address: str, port: int) -> int:
+    """An address and a port in one number, the port last; the family is that of the map that it is in."""
+    family = socket.AF_INET6 if ipv6(address) else socket.AF_INET
+    return int.from_bytes(socket.inet_pton(family, address), "big") << 16 | port
+
+
+def endpoint_parts(kind: str, number: int) -> tuple[str, int]:
+    """Inverts `endpoint`, in a map of one of the kinds `FORWARDS`."""
+    family, size = (socket.AF_INET6, 16) if kind == FORWARDS["ipv6"] else (socket.AF_INET, 4)
+    return socket.inet_ntop(family, (number >> 16).to_bytes(size, "big")), number & 0xFFFF
+
+
+def targets_of(kind: str, found: Ports) -> Ports | Target:
+    """The targets of a run, as `runs` gives them, of a map of this kind."""
+    if kind == PORTS:
+        return found
+    (address, first), (_, last) = (endpoint_parts(kind, number) for number in found)
+    return Target(first, last, (address,))
+
+
 def protocol_name(number: int) -> str:
     return _PROTOCOL_NAMES.get(number) or f"protocol-{number}"
 
 
 def references(rule: Rule) -> str | None:
     """The map that a rule looks things up in."""
-    return rule.map if isinstance(rule, Dispatch | Count | Translate | Guard) else None
+    return rule.map if isinstance(rule, Dispatch | Count | Translate | Masquerade | Guard) else None
 
 
 def runs(entries: dict[int, tuple[Any, ...]]) -> Iterator[tuple[str, int, Ports, Ports]]:

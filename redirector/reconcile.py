@@ -26,7 +26,7 @@ from redirector.history import History, Record, Unreadable
 from redirector.journal import Entry
 from redirector.known import Known, plan_from
 from redirector.model import Ruleset
-from redirector.plan import Plan, changed_udp_ports, make_plan, program_digest
+from redirector.plan import Plan, changed_udp_ports, former_udp_targets, make_plan, program_digest
 from redirector.program import Program
 from redirector.records import NamedTuple
 from redirector.store import Unsynced
@@ -263,7 +263,7 @@ def _restart_flows(backend: Backend, ruleset: Ruleset, plan: Plan) -> int | None
     """UDP flows that contradict what was committed; it is committed whatever becomes of them."""
     ports = changed_udp_ports(plan)
     try:
-        return backend.restart_flows(ruleset, ports) if ports else 0
+        return backend.restart_flows(ruleset, ports, former_udp_targets(plan)) if ports else 0
     except (RedirectorError, OSError):
         return None
 

@@ -15,7 +15,7 @@ from redirector.backends.base import Backend
 from redirector.backends.opening import NAMES, open_backend
 from redirector.errors import RedirectorError, Refused
 from redirector.history import History, Record
-from redirector.program import PORTS, Program
+from redirector.program import TRANSLATIONS, Program
 
 Open = Callable[[str], Backend]
 
@@ -55,7 +55,7 @@ def holds(name: str, opener: Open = open_backend) -> bool:
 
 
 def leads_anywhere(program: Program | None) -> bool:
-    return program is not None and any(found.entries for found in program.maps.values() if found.kind == PORTS)
+    return program is not None and any(found.entries for found in program.maps.values() if found.kind in TRANSLATIONS)
 
 
 def suitable() -> str:

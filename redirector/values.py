@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from redirector.model import Ports, Problem
+from redirector.model import Ports, Problem, Target, family_of
 
 Path = tuple[str | int, ...]
 
@@ -193,8 +193,61 @@ def address(value: object, report: Report) -> str | None:
     if not any(packed):
         return report(f"{quoted(value)} stands for every address", "leave address out instead")
     if (packed[0] >= 224 and family == socket.AF_INET) or packed[0] == 0xFF:
-        return report(f"{quoted(value)} is a multicast or broadcast address: only a host's own can be mapped")
+        return report(f"{quoted(value)} is a multicast or broadcast address: it is no single host's")
     return socket.inet_ntop(family, packed)
+
+
+# What tells an address and port from a port or range, misspelt ("80:90") or not.
+_ADDRESSED = r"^(?!\d+\D{1,3}\d+$).*[.:\[]"
+
+
+def target(value: object, report: Report) -> Ports | Target | None:
+    """A port, "first-last", or "ADDRESS:PORT" or "[ADDRESS]:PORT", or a list of the latter, one of each family."""
+    if type(value) is int:
+        return ports(value, report)
+    written = value if isinstance(value, list) else [value]
+    if not any(isinstance(item, str) and re.search(_ADDRESSED, item, re.DOTALL) for item in written):
+        return ports(value, report)
+    found = _endpoints(written, report)
+    if not found:
+        return None
+    for i, (_, other) in enumerate(found):
+        if other != found[0][1]:
+            message = f"{quoted(written[i])} has other ports than {quoted(written[0])}"
+            return report.at(i)(message, "split the mapping in two, by family")
+    first, last = found[0][1]
+    return Target(first, last, tuple(sorted((address for address, _ in found), key=family_of)))
+
+
+def _endpoint(value: object, report: Report) -> tuple[str, Ports] | None:
+    """An address and the ports behind it."""
+    if not isinstance(value, str):
+        hint = f'write {quoted(value)} without the brackets, or say where: "10.88.0.5:{quoted(value)}"'
+        return report(f"a list in to is of targets with an address, not of {kind(value)}s", hint)
+    match = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*)):([0-9-]+)", value)
+    if not match:
+        parts = value.rpartition(":")
+        hint = 'write "10.88.0.5:8080", or "[fd00::5]:8080"'
+        if _packed(value):
+            hint = f'write "[{value}]:8080"' if ":" in value else f'write "{value}:8080"'
+        elif ":" in parts[0] and _packed(parts[0]):
+            hint = f'write "[{parts[0]}]:{parts[2]}"'
+        return report(f"{quoted(value)} is no target: a port, a range, or an address and a port", hint)
+    where = match[1] if match[1] is not None else match[2]
+    if _packed(where) is None:
+        return report(f"{quoted(where)} is no address: targets are named by their address", "names are not resolved")
+    if (match[1] is not None) != (":" in where):
+        return report(f"{quoted(value)} has brackets around an IPv4 address", f'write "{where}:{match[3]}"')
+    found = address(where, report)
+    behind = ports(int(match[3]) if match[3].isdigit() and len(match[3]) < 6 else match[3], report)
+    if found is None or behind is None:
+        return None
+    if found.startswith(("fe8", "fe9", "fea", "feb")) and ":" in found:
+        return report(f"{quoted(value)} is link-local: it means another machine on each link", "use another address")
+    return found, behind
+
+
+_endpoints = several(_endpoint)
 
 
 def network(value: object, report: Report) -> str | None:

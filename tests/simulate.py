@@ -30,11 +30,13 @@ from redirector.plan import (
 from redirector.program import (
     ADDRESSES,
     COUNTS,
+    FORWARDS,
     GUARDS,
     GUARDS_AT,
     INTERFACES,
     PORTS,
     SETS,
+    TRANSLATIONS,
     VERDICTS,
     Chain,
     Count,
@@ -44,15 +46,19 @@ from redirector.program import (
     Keep,
     LocalJump,
     Map,
+    Masquerade,
     Program,
     Refuse,
     Rule,
+    Skip,
     Translate,
+    endpoint_parts,
     references,
 )
 
 DEPTH = 16  # NFT_JUMP_STACK_SIZE, net/netfilter/nf_tables.h
 PASS = ""
+MASQUERADED = Decision("masquerade", 0)
 
 
 def walk(program: Program, packet: Packet) -> Decision:
@@ -70,9 +76,17 @@ def travel(program: Program, packet: Packet) -> tuple[Decision, list[str]]:
         decision = Decision("pass", packet.port)
     # IPS_DST_NAT is set where the destination is another one afterwards. A "redirect" to the same port may change the
     # address or not: not is the case that is harder to get right.
-    moved = decision.port != packet.port
-    arrived = packet._replace(port=decision.port)
+    moved = decision.port != packet.port or decision.address not in ("", packet.address)
+    arrived = packet._replace(port=decision.port, address=decision.address or packet.address)
     return _hook(program, "filter", "input", arrived, counted, moved=moved) or decision, counted
+
+
+def masqueraded(program: Program, packet: Packet) -> bool:
+    """Whether a packet from another machine is given an address of the host when it leaves for where it was led."""
+    decision = walk(program, packet)
+    moved = decision.port != packet.port or decision.address not in ("", packet.address)
+    leaving = packet._replace(port=decision.port, address=decision.address or packet.address)
+    return _hook(program, "nat", "postrouting", leaving, [], moved=moved) == MASQUERADED
 
 
 def _hook(
@@ -111,8 +125,23 @@ def _chain(
             case Translate(rewrite, family, name):
                 value = program.maps[name].entries.get(PROTOCOLS[packet.protocol] << 16 | packet.port)
                 if value is not None and family in ("", packet.family):
-                    assert program.maps[name].kind == PORTS
+                    kind = program.maps[name].kind
+                    if rewrite == "forward":
+                        assert kind == FORWARDS[packet.family]
+                        address, port = endpoint_parts(kind, value[0])
+                        return Decision("translate", port, value[1], rewrite, address)
+                    assert kind == PORTS
                     return Decision("translate", value[0], value[1], rewrite)
+                continue
+            case Skip(family):
+                if family == packet.family and ipaddress.ip_address(packet.address).is_loopback:
+                    return None
+                continue
+            case Masquerade(name, family):
+                assert program.maps[name].kind == GUARDS_AT[family]
+                key = packet.address, PROTOCOLS[packet.protocol] << 16 | packet.port
+                if moved and packet.interface and family == packet.family and key in program.maps[name].entries:
+                    return MASQUERADED
                 continue
             case Guard(family, at, name, target):
                 jump = target if not moved and _guarded(program.maps[name], family, at, packet) else PASS
@@ -267,7 +296,13 @@ def _check_rule(state: _State, rule: Rule) -> None:
     if looked_up not in state.maps:
         raise Busy(f"no map {looked_up}")
     kind = state.maps[looked_up].kind
-    fits = {Count: kind == COUNTS, Translate: kind == PORTS, Guard: kind in SETS, Dispatch: kind in VERDICTS}
+    fits = {
+        Count: kind == COUNTS,
+        Translate: kind in TRANSLATIONS,
+        Masquerade: kind in SETS,
+        Guard: kind in SETS,
+        Dispatch: kind in VERDICTS,
+    }
     if not fits[type(rule)]:
         raise Busy(f"{rule} does not fit a map of {kind}")
 

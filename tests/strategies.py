@@ -18,21 +18,28 @@ from redirector.decide import Packet, within
 from redirector.model import (
     BACKENDS,
     DEFAULT_PRIORITY,
+    FAMILIES,
     PROTOCOLS,
     REWRITES,
     Mapping,
     Ports,
     Ruleset,
     Settings,
+    Target,
+    family_of,
+    loopback,
     ruleset_problems,
 )
+from redirector.neighbours import resolved
 from redirector.program import (
     ADDRESSES,
     COUNTS,
+    FORWARDS,
     GUARDS,
     GUARDS_AT,
     INTERFACES,
     PORTS,
+    TRANSLATIONS,
     VERDICTS,
     Chain,
     Count,
@@ -44,10 +51,13 @@ from redirector.program import (
     Keep,
     LocalJump,
     Map,
+    Masquerade,
     Program,
     Refuse,
     Rule,
+    Skip,
     Translate,
+    endpoint,
     port_key,
     references,
 )
@@ -61,6 +71,8 @@ quick = settings(settings.get_profile("redirector"), max_examples=40)
 PORT_POOL = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 53, 80, 443, 8080, 65534, 65535)
 LOCAL_V4 = ("10.0.0.1", "10.0.1.1", "192.0.2.7", "127.0.0.1")
 LOCAL_V6 = ("fd00::1", "2001:db8::7", "::1", "::1.2.3.4")  # the last is how inet_ntop writes ::/96
+# Targets on other addresses: here on addresses of the host, so that a test may hear what they get.
+TARGETS = ("10.0.1.1", "192.0.2.7", "fd00::1", "2001:db8::7")
 CLIENTS_V4 = ("10.0.0.1", "10.0.0.200", "10.0.1.5", "10.9.9.9", "192.0.2.7", "203.0.113.9")
 CLIENTS_V6 = ("fd00::1", "fd00::8001", "fd00:0:0:1::1", "fd01::1", "2001:db8::7", "2001:db9::1")
 # Nested, each in the one before; some lengths are no multiple of 8.
@@ -86,10 +98,6 @@ names = st.one_of(
 )
 
 
-def _family(text: str) -> str:
-    return "ipv6" if ":" in text else "ipv4"
-
-
 def _some(pool: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
     """Nothing as often as not, else up to three of the pool, none twice."""
     return st.one_of(st.just(()), st.lists(st.sampled_from(pool), min_size=1, max_size=3, unique=True).map(tuple))
@@ -100,21 +108,34 @@ port_ranges = st.builds(
 )
 
 
-def _built(name: str, listen: list[Ports], to: int, shifted: bool, **fields: Any) -> Mapping:
+def _built(name: str, listen: list[Ports], to: int, shifted: bool, forward: tuple[str, ...], **fields: Any) -> Mapping:
     """A valid mapping of these parts: what does not fit what came before it is left out."""
     kept: list[Ports] = []
     for found in listen[:1] if shifted else listen:
         if all(found.last < other.first or other.last < found.first for other in kept):
             kept.append(found)
     first = min(to, 65536 - kept[0].size) if shifted else to
-    families = ("ipv4", "ipv6") if fields["family"] == "both" else (fields["family"],)
-    addresses = tuple(x for x in fields.pop("address") if _family(x) in families)
-    sources = tuple(x for x in fields.pop("source") if _family(x) in families)
+    families: tuple[str, ...] = ("ipv4", "ipv6") if fields["family"] == "both" else (fields["family"],)
+    addresses: tuple[str, ...] = tuple(x for x in fields.pop("address") if family_of(x) in families)
+    sources: tuple[str, ...] = tuple(x for x in fields.pop("source") if family_of(x) in families)
     if addresses and sources:
-        shared = {_family(x) for x in addresses} & {_family(x) for x in sources}
-        addresses, sources = (tuple(x for x in found if _family(x) in shared) for found in (addresses, sources))
+        shared = {family_of(x) for x in addresses} & {family_of(x) for x in sources}
+        addresses, sources = (tuple(x for x in found if family_of(x) in shared) for found in (addresses, sources))
     last = first + kept[0].size - 1 if shifted else first
-    return Mapping(name, tuple(kept), Ports(first, last), address=addresses, source=sources, **fields)
+    families = tuple(f for f in families if not (addresses + sources) or f in map(family_of, addresses + sources))
+    targets: dict[str, str] = {family_of(x): x for x in forward if family_of(x) in families}
+    if not targets:
+        return Mapping(name, tuple(kept), Ports(first, last), address=addresses, source=sources, **fields)
+    addresses = tuple(x for x in addresses if family_of(x) in targets and not loopback(x))
+    sources = tuple(x for x in sources if family_of(x) in targets)
+    if addresses and sources:  # as above: what was left out may have been all of a family
+        shared = {family_of(x) for x in addresses} & {family_of(x) for x in sources}
+        addresses, sources = (tuple(x for x in found if family_of(x) in shared) for found in (addresses, sources))
+    named = {family_of(x) for x in addresses or sources} & {family_of(x) for x in sources or addresses}
+    reached = tuple(targets[f] for f in sorted(targets) if f in named or not named)
+    fields |= {"rewrite": "port", "exclusive": False, "owner": None}
+    fields["interface"] = tuple(x for x in fields["interface"] if x != "lo")
+    return Mapping(name, tuple(kept), Target(first, last, reached), address=addresses, source=sources, **fields)
 
 
 # One strategy, built once: made anew for each mapping, it would take longer than what is tested with it.
@@ -124,6 +145,7 @@ _MAPPINGS = st.builds(
     listen=st.lists(port_ranges, min_size=1, max_size=4),
     to=st.sampled_from(PORT_POOL),
     shifted=st.booleans(),
+    forward=st.one_of(st.just(()), st.just(()), st.lists(st.sampled_from(TARGETS), min_size=1, max_size=3).map(tuple)),
     protocol=st.one_of(
         st.just(("tcp",)),
         st.lists(st.sampled_from(tuple(PROTOCOLS)), min_size=1, max_size=3, unique=True).map(tuple),
@@ -152,13 +174,13 @@ settings_ = st.one_of(
 )
 
 
-def _ruleset(found: list[Mapping], wanted: Settings) -> Ruleset:
+def _ruleset(found: list[Mapping], wanted: Settings, connected: tuple[str, ...]) -> Ruleset:
     """A mapping that conflicts with one before it stays, disabled: it then overlaps with nothing."""
     kept: list[Mapping] = []
     for index, mapping in enumerate(found):
         named = rebuilt(mapping, name=f"{mapping.name[:60]}-{index}")
         kept.append(rebuilt(named, enabled=False) if ruleset_problems([*kept, named]) else named)
-    return Ruleset(tuple(kept), wanted)
+    return resolved(Ruleset(tuple(kept), wanted), connected)
 
 
 def ports(text: str) -> Ports:
@@ -186,7 +208,12 @@ def rulesets(most: int = 6) -> st.SearchStrategy[Ruleset]:
     makes an example smaller towards.)
     """
     sizes = (*range(1, most + 1), 0)
-    return st.builds(_ruleset, st.one_of(*(st.lists(_MAPPINGS, min_size=n, max_size=n) for n in sizes)), settings_)
+    return st.builds(
+        _ruleset,
+        st.one_of(*(st.lists(_MAPPINGS, min_size=n, max_size=n) for n in sizes)),
+        settings_,
+        _some(NETWORKS_V4 + NETWORKS_V6),
+    )
 
 
 def _matching(pattern: str) -> tuple[str, ...]:
@@ -211,19 +238,19 @@ def packets(draw: st.DrawFn, ruleset: Ruleset) -> Packet:
         aim = draw(st.sampled_from(ruleset.enabled or ruleset.mappings))
         off = draw(st.sampled_from((*[""] * 6, "family", "interface", "protocol", "address", "source", "port")))
         if off != "family":
-            family = draw(st.sampled_from(sorted({_family(x) for x in aim.address + aim.source} or {*aim.families})))
+            family = draw(st.sampled_from(sorted({family_of(x) for x in aim.address + aim.source} or {*aim.families})))
         if off != "interface" and aim.interface and not (aim.local and draw(st.booleans())):
             interface = draw(st.sampled_from([name for x in aim.interface for name in _matching(x)]))
         if off != "protocol":
             protocol = draw(st.sampled_from(aim.protocol))
         if off != "address":
-            address = draw(st.sampled_from([a for a in aim.address if _family(a) == family] or [""]))
+            address = draw(st.sampled_from([a for a in aim.address if family_of(a) == family] or [""]))
         if off != "source" and interface:
             clients = CLIENTS_V4 if family == "ipv4" else CLIENTS_V6
             inside = [c for c in clients if any(within(c, network) for network in aim.source)]
             source = draw(st.sampled_from(inside or [""]))
         if off != "port":
-            wanted = draw(st.sampled_from((*aim.listen, *aim.listen, aim.to)))
+            wanted = draw(st.sampled_from((*aim.listen, *aim.listen, Ports(aim.to.first, aim.to.last))))
             edges = (wanted.first, wanted.last, (wanted.first + wanted.last) // 2, wanted.first - 1, wanted.last + 1)
             port = min(65535, max(1, draw(st.sampled_from(edges))))
     local, clients = (LOCAL_V4, CLIENTS_V4) if family == "ipv4" else (LOCAL_V6, CLIENTS_V6)
@@ -268,6 +295,9 @@ def rules() -> st.SearchStrategy[Rule]:
         st.builds(Jump, families, interfaces, chain_names),
         st.builds(Count, families, map_names),
         st.builds(Translate, st.sampled_from(REWRITES), families, map_names),
+        st.builds(Translate, st.just("forward"), st.sampled_from(FAMILIES), map_names),
+        st.builds(Skip, st.sampled_from(FAMILIES)),
+        st.builds(Masquerade, map_names, st.sampled_from(FAMILIES)),
         _guards(),
         st.builds(Refuse, st.sampled_from(("reset", "unreachable"))),
         st.just(Keep()),
@@ -279,6 +309,7 @@ _local = {"ipv4": st.sampled_from(LOCAL_V4), "ipv6": st.sampled_from(LOCAL_V6)}
 # Keys as the codec meets them, by kind of map.
 KEYS: dict[str, st.SearchStrategy[object]] = {
     PORTS: _port_keys,
+    **dict.fromkeys(FORWARDS.values(), _port_keys),
     COUNTS: _port_keys,
     GUARDS: _port_keys,
     GUARDS_AT["ipv4"]: st.tuples(_local["ipv4"], _port_keys),
@@ -342,7 +373,12 @@ def _hit_map(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map], co
         kind = draw(st.sampled_from((PORTS, COUNTS, GUARDS, INTERFACES, "foreign: key type 0x7")))
         entries = {port_key(6, 99): (98, "stranger")} if kind == PORTS else {}
         name = draw(
-            st.sampled_from(("mine", "arriving_on_zzz_ports", "counts", "own_counts", "guards_ipv4", "own_interfaces"))
+            st.sampled_from(
+                (
+                    *("mine", "arriving_on_zzz_ports", "counts", "own_counts", "guards_ipv4", "own_interfaces"),
+                    *("forwards_ipv4", "own_forward-counts_ipv6", "targets_10.0.0.0/8", "targets_x/1", "forwards"),
+                )
+            )
         )
         maps[name] = Map(kind, entries)
         return
@@ -352,7 +388,7 @@ def _hit_map(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map], co
     elif what == "small":
         maps[name] = Map(maps[name].kind, maps[name].entries, len(maps[name].entries) + draw(st.integers(0, 3)))
     else:
-        maps[name] = Map(PORTS if what == "kind" else "foreign: key type 0x7", {})
+        maps[name] = Map(draw(st.sampled_from(sorted(TRANSLATIONS))) if what == "kind" else "foreign: key type 0x7", {})
 
 
 def _hit_entries(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map], counters: set[str]) -> None:
@@ -366,7 +402,9 @@ def _hit_entries(draw: st.DrawFn, chains: dict[str, Chain], maps: dict[str, Map]
     key = draw(st.sampled_from(list(entries))) if entries else None
     verdicts, nameless = kind in VERDICTS, kind in VERDICTS or kind == COUNTS
     # What an entry leads to: a chain, a counter, or a number.
-    targets = sorted(chains if verdicts else counters) if nameless else [0, 8080, 65535]
+    targets: list[Any] = sorted(chains if verdicts else counters) if nameless else [0, 8080, 65535]
+    if kind in FORWARDS.values():
+        targets += [endpoint(address, 8080) for address in TARGETS if kind == FORWARDS[family_of(address)]]
     match draw(st.sampled_from(("remove", "add", "value", "mapping", "odd", "odd key"))):
         case "remove" if key is not None:
             del entries[key]

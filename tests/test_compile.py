@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from redirector import naming
 from redirector.compile import GUARD_PRIORITY, compile_ruleset, skeleton
-from redirector.model import Mapping, Ruleset, Scope, Settings
+from redirector.decide import decide, within
+from redirector.model import Mapping, Ruleset, Scope, Settings, Target
+from redirector.neighbours import network_of
 from redirector.program import (
     ADDRESSES,
     COUNTS,
@@ -19,6 +21,7 @@ from redirector.program import (
     NAMED,
     PORTS,
     SETS,
+    TRANSLATIONS,
     VERDICTS,
     Chain,
     Count,
@@ -35,7 +38,8 @@ from redirector.program import (
     port_key,
     references,
 )
-from tests.strategies import mapping, quick, rebuilt, rulesets
+from tests.simulate import masqueraded
+from tests.strategies import mapping, packets, quick, rebuilt, rulesets
 
 
 def rule_count(program: Program) -> int:
@@ -207,14 +211,30 @@ def test_references_lead_somewhere(ruleset: Ruleset) -> None:
 @given(rulesets())
 def test_every_element_is_in_the_program_and_no_more(ruleset: Ruleset) -> None:
     program = compile_ruleset(ruleset)
-    ports = sum(len(found.entries) for found in program.maps.values() if found.kind == PORTS)
-    unguarded = [rebuilt(m, exclusive=False) for m in ruleset.enabled]
-    assert ports == sum(m.elements for m in unguarded)
+    ports = sum(len(found.entries) for found in program.maps.values() if found.kind in TRANSLATIONS)
+    unguarded = {m.name: rebuilt(m, exclusive=False).elements - hairpins(m) for m in ruleset.enabled}
+    assert ports == sum(unguarded.values())
     counted = [value[0] for found in program.maps.values() if found.kind == COUNTS for value in found.entries.values()]
-    assert Counter(counted) == Counter({naming.counter(m.name): m.elements for m in unguarded})
+    assert Counter(counted) == Counter({naming.counter(name): n for name, n in unguarded.items()})
     assert program.counters == set(counted)
     guards = sum(len(found.entries) for found in program.maps.values() if found.kind in SETS)
-    assert guards <= sum(m.elements - plain.elements for m, plain in zip(ruleset.enabled, unguarded, strict=True)) * 2
+    assert guards <= sum(m.elements - unguarded[m.name] for m in ruleset.enabled) * 2
+
+
+def hairpins(found: Mapping) -> int:
+    """How many targets it has that may have to be masqueraded."""
+    return len(found.protocol) * found.to.size * (len(found.to.addresses) if isinstance(found.to, Target) else 0)
+
+
+@quick
+@given(st.data(), rulesets())
+def test_a_neighbour_of_the_target_is_masqueraded_and_nobody_else(data: st.DataObject, ruleset: Ruleset) -> None:
+    packet = data.draw(packets(ruleset).filter(lambda found: bool(found.interface)))
+    decision = decide(ruleset, packet)
+    near = bool(decision.address) and within(packet.source, network_of(decision.address, ruleset.networks))
+    # A target that is the very address and port that the client used: nothing is translated, nothing masqueraded.
+    moved = (decision.address, decision.port) != (packet.address, packet.port)
+    assert masqueraded(compile_ruleset(ruleset), packet) == (near and moved)
 
 
 @quick
@@ -225,7 +245,8 @@ def test_the_frame_follows_from_the_names_alone(ruleset: Ruleset) -> None:
     leaves = [found for found in map(naming.parse_port_map, contents) if found]
     frame = skeleton(leaves, contents, ruleset.settings.priority)
     assert frame == Program(program.chains, {n: m for n, m in program.maps.items() if n not in contents})
-    assert all(m.kind in (PORTS, COUNTS, GUARDS) or "at" in n for n, m in contents.items())
+    plain = (*TRANSLATIONS, COUNTS, GUARDS)
+    assert all(m.kind in plain or "at" in n or naming.targets_network(n) for n, m in contents.items())
 
 
 @quick
@@ -233,7 +254,7 @@ def test_the_frame_follows_from_the_names_alone(ruleset: Ruleset) -> None:
 def test_the_order_in_the_file_only_names_guards(ruleset: Ruleset, random: Random) -> None:
     mappings = list(ruleset.mappings)
     random.shuffle(mappings)
-    one, other = compile_ruleset(ruleset), compile_ruleset(Ruleset(tuple(mappings), ruleset.settings))
+    one, other = compile_ruleset(ruleset), compile_ruleset(ruleset._replace(mappings=tuple(mappings)))
     assert one.chains == other.chains
     assert {n: m for n, m in one.maps.items() if m.kind not in SETS} == {
         n: m for n, m in other.maps.items() if m.kind not in SETS

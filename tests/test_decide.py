@@ -9,9 +9,19 @@ from hypothesis import strategies as st
 from redirector import naming
 from redirector.compile import compile_ruleset
 from redirector.decide import Decision, Packet, covers, decide, within
-from redirector.model import Mapping, Ruleset, Scope
+from redirector.model import Mapping, Ruleset, Scope, Target
 from tests.simulate import travel, walk
-from tests.strategies import ARRIVING_ON, CLIENTS_V4, CLIENTS_V6, LOCAL_V4, LOCAL_V6, mapping, packets, rulesets
+from tests.strategies import (
+    ARRIVING_ON,
+    CLIENTS_V4,
+    CLIENTS_V6,
+    LOCAL_V4,
+    LOCAL_V6,
+    mapping,
+    packets,
+    rebuilt,
+    rulesets,
+)
 
 OUTSIDE = Packet("eth0", "203.0.113.9", "192.0.2.7", "tcp", 80)
 OUTSIDE_V6 = Packet("eth0", "2001:db8::9", "2001:db8::7", "tcp", 80)
@@ -271,3 +281,31 @@ def test_each_mapping_of_a_map_is_counted_as_itself() -> None:
     for port, counted in ((80, ["taken_a"]), (81, ["taken_b"]), (82, []), (8080, [])):
         for packet in (OUTSIDE, OUTSIDE_V6, ITSELF, ITSELF_V6):
             assert travel(program, packet._replace(port=port))[1] == counted
+
+
+AWAY = {"to": Target(9, 9, ("10.88.0.5", "fd00:88::5"))}
+
+
+@pytest.mark.parametrize(
+    ("packet", "decision"),
+    [
+        (OUTSIDE, Decision("translate", 9, "away", "forward", "10.88.0.5")),
+        (OUTSIDE_V6, Decision("translate", 9, "away", "forward", "fd00:88::5")),
+        (ITSELF, Decision("translate", 9, "away", "forward", "10.88.0.5")),
+        # What is on loopback cannot leave the host: it goes where it would go without the mapping.
+        (ITSELF._replace(address="127.0.0.1"), Decision("translate", 1, "wide", "port")),
+        (ITSELF._replace(address="127.8.7.6"), Decision("translate", 1, "wide", "port")),
+        (ITSELF_V6, Decision("translate", 1, "wide", "port")),
+    ],
+)
+def test_targets_on_another_address(packet: Packet, decision: Decision) -> None:
+    away = rebuilt(mapping("away", address=("192.0.2.7", "2001:db8::7")), **AWAY)
+    wide = mapping("wide", to="1")
+    ruleset = Ruleset((away, wide))
+    assert decide(ruleset, packet) == walk(compile_ruleset(ruleset), packet) == decision
+
+
+def test_a_narrower_mapping_that_leaves_loopback_out_lets_it_through_to_the_wider() -> None:
+    away = rebuilt(mapping("away", source=("0.0.0.0/0",), local=True), to=Target(9, 9, ("10.88.0.5",)))
+    assert winner(ITSELF, away) == "away"
+    assert winner(ITSELF._replace(address="127.0.0.1"), away) == ""

@@ -42,6 +42,60 @@ def test_contradictions_between_keys_are_told_with_paths_into_the_mapping() -> N
     assert [problem.path for problem in problems] == [("mapping", 0, "to"), ("mapping", 0, "address", 1)]
 
 
+V4, V6 = "10.88.0.5:80", "[fd00::5]:80"
+
+
+@pytest.mark.parametrize(
+    ("more", "path", "words"),
+    [
+        ({"to": V4, "rewrite": "redirect"}, ("rewrite",), "this host itself"),
+        ({"to": V4, "exclusive": True}, ("exclusive",), "guards a port of this host"),
+        ({"to": V4, "owner": "www"}, ("owner",), "listens on this host"),
+        ({"to": V4, "interface": ["eth0", "lo"]}, ("interface", 1), "loopback address cannot leave"),
+        ({"to": V4, "address": ["192.0.2.1", "127.0.0.1"]}, ("address", 1), "loopback address cannot leave"),
+        ({"to": V6, "address": "::1"}, ("address", 0), "loopback address cannot leave"),
+        ({"to": "127.0.0.1:80"}, ("to", 0), "never leave the host"),
+        ({"to": [V4, "[::1]:80"]}, ("to", 1), "never leave the host"),
+        ({"to": ["[::1]:80", V4]}, ("to", 0), "never leave the host"),
+        ({"to": [V4, "10.88.0.6:80"]}, ("to", 1), "one address of each family"),
+        ({"to": [V4, "[fd00::5]:81"]}, ("to", 1), "other ports"),
+        ({"to": [V4, V4]}, ("to", 1), "in this list already"),
+        ({"to": [V4, V6], "family": "ipv4"}, ("to", 1), 'family = "ipv4"'),
+        ({"to": [V6, V4], "family": "ipv4"}, ("to", 0), 'family = "ipv4"'),
+        ({"to": [V4, V6], "address": "192.0.2.1"}, ("to", 1), "no address of this mapping is"),
+        ({"to": V4, "source": "fd00::/8"}, ("source", 0), "no target of this mapping is"),
+        ({"to": "10.88.0.5:80-81"}, ("to",), "has 2 ports"),
+        ({"to": []}, ("to",), "a port is a number"),
+        ({"to": [80, V4]}, ("to", 0), "targets with an address"),
+        ({"to": "10.88.0.5"}, ("to", 0), "is no target"),
+        ({"to": "fd00::5"}, ("to", 0), "is no target"),
+        ({"to": "web.example:80"}, ("to", 0), "is no address"),
+        ({"to": "[10.88.0.5]:80"}, ("to", 0), "brackets around"),
+        ({"to": "[fe80::1]:80"}, ("to", 0), "link-local"),
+        ({"to": "224.0.0.1:80"}, ("to", 0), "multicast"),
+        ({"to": "0.0.0.0:80"}, ("to", 0), "every address"),
+        ({"to": "10.88.0.5:0"}, ("to", 0), "out of range"),
+        ({"to": "10.88.0.5:90-80"}, ("to", 0), "ends before it starts"),
+    ],
+)
+def test_what_cannot_go_with_a_target_on_another_address(
+    more: dict[str, Any], path: tuple[str | int, ...], words: str
+) -> None:
+    problems: list[Problem] = []
+    assert parse_mapping({"name": "a", "listen": 80} | more, Report((), problems)) is None
+    assert [problem.path for problem in problems][:1] == [path]
+    assert words in problems[0].message
+
+
+def test_the_families_of_a_mapping_are_those_of_its_targets() -> None:
+    for to, families in ((V4, ("ipv4",)), (V6, ("ipv6",)), ([V6, V4], ("ipv4", "ipv6")), ([V4], ("ipv4",))):
+        found = parse_mapping({"name": "a", "listen": 80, "to": to}, Report((), []))
+        assert found is not None
+        assert found.families == families
+        assert found.forwards
+        assert not found.exempts(80)
+
+
 @pytest.mark.parametrize("value", [None, 1, "text", [], [1]])
 def test_a_mapping_is_a_table(value: object) -> None:
     problems: list[Problem] = []

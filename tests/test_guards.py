@@ -243,7 +243,7 @@ def test_captured_ports_are_those_that_go_elsewhere_or_are_guarded(ruleset: Rule
         for m in ruleset.enabled
         for ports in m.listen
         for port in range(ports.first, ports.last + 1)
-        if m.target(port) != port
+        if m.forwards or m.target(port) != port
     }
     expected |= {port for m in ruleset.enabled if m.exclusive for port in range(m.to.first, m.to.last + 1)}
     assert captured_ports(ruleset) == expected

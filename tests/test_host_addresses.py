@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redirector.host.addresses import IFADDRMSG, address_of
+from redirector.host.addresses import IFADDRMSG, address_of, network_in
 from redirector.host.dumps import ATTEMPTS, steadily
 from redirector.netlink import DumpInterrupted, attr
 
@@ -32,6 +32,17 @@ def row(family: int, *attributes: bytes) -> bytes:
 def test_rows_of_a_real_kernel() -> None:
     assert address_of(KERNEL_PEER) == "192.0.2.1"
     assert address_of(KERNEL_LOOPBACK) == "::1"
+
+
+def test_networks() -> None:
+    """That of a point-to-point link is the other end's."""
+    assert network_in(KERNEL_PEER) == "192.0.2.9/32"
+    assert network_in(KERNEL_LOOPBACK) == "::1/128"
+    own = attr(IFA_LOCAL, bytes([192, 0, 2, 1])) + attr(IFA_ADDRESS, bytes([192, 0, 2, 1]))
+    assert network_in(row(socket.AF_INET, own)) == "192.0.2.0/24"
+    assert network_in(row(socket.AF_UNIX, own)) is None
+    assert network_in(IFADDRMSG.pack(socket.AF_INET, 0, 0, 0, 3) + own) is None
+    assert network_in(IFADDRMSG.pack(socket.AF_INET, 33, 0, 0, 3) + own) is None
 
 
 def test_the_local_end_is_preferred_whatever_the_order() -> None:

@@ -120,10 +120,12 @@ def first_match(table: dict[str, list[Rule]], chain: str, packet: Packet) -> tup
     return None
 
 
-def goes_to(rule: Rule, port: int) -> int:
+def goes_to(rule: Rule, port: int) -> tuple[str, int]:
+    """(address, "" for this host; port)."""
     if "/" in rule.to:
-        return port + 100
-    return int(rule.to.rpartition(" ")[2].lstrip(":") or port)
+        return "", port + 100
+    address, _, to = rule.to.rpartition(" ")[2].rpartition(":")
+    return address, int(to or port)
 
 
 @given(tables, st.lists(packets, min_size=1, max_size=20))
@@ -142,7 +144,8 @@ def test_the_first_match_decides(table: dict[str, list[Rule]], some: list[Packet
         if decides is None:
             assert decision.action == "pass"
         else:
-            assert (decision.action, decision.port) == ("translate", goes_to(decides[2], packet.port))
+            assert decision.action == "translate"
+            assert (decision.address, decision.port) == goes_to(decides[2], packet.port)
 
 
 def met_leftover(

@@ -140,8 +140,10 @@ def test_what_one_mapping_cannot_say_becomes_several_of_distinct_names() -> None
 @pytest.mark.parametrize(
     ("rule", "why"),
     [
-        ("-p tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80", "other addresses"),
-        ("! -i docker0 -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80", "other addresses"),
+        ("! -i docker0 -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80", "say “not”"),
+        ("-p tcp --dport 80 -j DNAT --to-destination 127.0.0.1:80", "cannot be the target"),
+        ("-p tcp --dport 80 -j DNAT --to-destination [fd00::5]:80", "cannot be the target"),
+        ("-p tcp --dport 80 -j DNAT --to-destination host:80", "no IPv4 or IPv6 address"),
         ("! -s 10.0.0.0/8 -p tcp --dport 80 -j REDIRECT --to-ports 8080", "“not”"),
         ("-p tcp --dport 80 -j REDIRECT --to-ports 8080-8090", "first port that is free"),
         ("-p tcp --dport 80:99 -j DNAT --to-destination :8080-8089/80", "fewer"),
@@ -225,12 +227,14 @@ def test_firewalld() -> None:
         ("tcp-80-2", ("10.0.0.0/8",), (), "both"),
         ("udp-8000-8010", (), ("eth0",), "both"),
         ("udp-8000-8010-2", ("10.0.0.0/8",), (), "both"),
+        ("tcp-81", (), ("eth0",), "both"),
+        ("tcp-81-2", ("10.0.0.0/8",), (), "both"),
         ("tcp-443", ("10.1.0.0/16",), (), "both"),  # whether it comes from 10.0.0.0/8 or by eth0
     ]
-    assert {m.rewrite for m in found.ruleset.mappings} == {"redirect"}
+    assert {m.rewrite for m in found.ruleset.mappings if not m.forwards} == {"redirect"}
+    assert {str(m.to) for m in found.ruleset.mappings if m.forwards} == {"192.0.2.9:80"}
     assert {m.local for m in found.ruleset.mappings} == {False}
-    assert [place.line for place, _ in found.left] == [5, 9, 14]
-    assert "other addresses" in reasons(found)[1]
+    assert [place.line for place, _ in found.left] == [5, 14]
 
 
 @pytest.mark.parametrize(
@@ -350,10 +354,10 @@ def command(*args: str, text: str = "", code: int = 0) -> tuple[str, str]:
 
 
 def test_the_command_writes_a_mapping_file_with_the_rest_as_comments(tmp_path: Path) -> None:
-    bad = "iptables -t nat -A PREROUTING -p tcp -m comment --comment '\x1b[2J' -j DNAT --to-destination 10.0.0.1"
+    bad = "iptables -t nat -A PREROUTING -p tcp -m comment --comment '\x1b[2J' -j DNAT --to-destination 127.0.0.1"
     printed, told = command("-", text=f"{CLASSIC}\n{bad}\n", code=2)
     assert mappings.parse([SourceFile("x", printed.encode())]) == Ruleset((classic(),))
-    assert "# line 2: targets on other addresses" in printed
+    assert "# line 2: 127.0.0.1 cannot be the target" in printed
     assert all(line.isprintable() for line in printed.split("\n"))
     assert "IPv6" in told
     path = tmp_path / "new.toml"

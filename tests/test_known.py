@@ -7,7 +7,7 @@ from redirector.compile import compile_ruleset, sizes
 from redirector.known import Difference, Known, differing, plan_from
 from redirector.model import Ruleset, Settings
 from redirector.plan import AddEntries, AddMap, DeleteEntries, DeleteMap, capacity_for, make_plan, perform
-from redirector.program import COUNTS, PORTS, Program, port_key
+from redirector.program import COUNTS, PORTS, TRANSLATIONS, Program, port_key
 from tests.simulate import Busy, transact
 from tests.strategies import mapping, quick, rebuilt, rulesets
 
@@ -63,7 +63,7 @@ def test_what_is_known_needs_nothing(ruleset: Ruleset) -> None:
 @given(rulesets())
 def test_entries_are_counted_without_being_made(ruleset: Ruleset) -> None:
     program = compile_ruleset(ruleset)
-    made = {name: len(found.entries) for name, found in program.maps.items() if found.kind in (PORTS, COUNTS)}
+    made = {name: len(found.entries) for name, found in program.maps.items() if found.kind in (*TRANSLATIONS, COUNTS)}
     assert dict(sizes(ruleset.enabled)) == made
 
 

@@ -322,7 +322,7 @@ def test_many_problems_are_found_quickly() -> None:
 @given(rulesets())
 def test_parse_inverts_write(ruleset: Ruleset) -> None:
     text = write(ruleset)
-    assert parsed(text) == ruleset
+    assert parsed(text) == ruleset.written
     assert write(parsed(text)) == text
 
 
@@ -332,14 +332,14 @@ def test_from_document_inverts_to_document(ruleset: Ruleset) -> None:
     document = to_document(ruleset)
     assert from_document(document) == ruleset
     assert from_document(json.loads(json.dumps(document))) == ruleset
-    assert {"mapping": []} | tomli.loads(write(ruleset)) == document
+    assert {"mapping": []} | tomli.loads(write(ruleset)) == to_document(ruleset.written)
 
 
 @quick
 @given(rulesets(), rulesets())
 def test_digests_are_equal_exactly_where_documents_are(one: Ruleset, other: Ruleset) -> None:
     assert (digest(one) == digest(other)) == (to_document(one) == to_document(other)) == (one == other)
-    assert digest(one) == digest(parsed(write(one)))
+    assert digest(one.written) == digest(parsed(write(one)))
 
 
 def test_files_that_mean_the_same_have_one_digest() -> None:

@@ -78,13 +78,13 @@ def _tampered(draw: st.DrawFn, rule: Rule) -> list[Expression]:
             found.insert(at, found[at])
         case "move":
             found.insert(draw(st.integers(0, len(found) - 1)), found.pop(at))
-        case "value":
+        case "value" if found[at].attributes:
             values = list(found[at].attributes)
             index = draw(st.integers(0, len(values) - 1))
             size = len(values[index][1])
             values[index] = (values[index][0], draw(st.one_of(st.binary(min_size=size, max_size=size), st.binary())))
             found[at] = found[at]._replace(attributes=tuple(values))
-        case "attribute":
+        case "attribute" if found[at].attributes:
             values = list(found[at].attributes)
             del values[draw(st.integers(0, len(values) - 1))]
             found[at] = found[at]._replace(attributes=tuple(values))

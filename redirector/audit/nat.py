@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from redirector.audit.facts import Rule, Where
 from redirector.host.firewalls import Firewalls
-from redirector.model import ARRIVING, FAMILIES, OWN, SIDES, Ports, Ruleset
+from redirector.model import ARRIVING, FAMILIES, OWN, SIDES, Ports, Ruleset, Target, family_of
 from redirector.model import Mapping as PortMapping
 from redirector.others import ALL, Question, Table, follow, listed, saved
-from redirector.program import PORTS, Program, protocol_name, runs
+from redirector.program import TRANSLATIONS, Program, protocol_name, runs, targets_of
 
 OURS = "redirector"
 HOOKS = {"prerouting": ARRIVING, "output": OWN}
@@ -30,13 +30,14 @@ _TARGETS = (
 def of_program(program: Program, ruleset: Ruleset, priority: int, places: Mapping[str, Where]) -> Iterator[Rule]:
     """Our rules that are in force, by mapping and range of ports."""
     known = {mapping.name: mapping for mapping in ruleset.enabled}
-    told: set[tuple[str, str, Ports]] = set()
+    told: set[tuple[str, str, Ports, str]] = set()
     for table in program.maps.values():
-        for name, number, ports, target in runs(table.entries) if table.kind == PORTS else ():
-            key = (name, protocol_name(number), ports)
+        for name, number, ports, found in runs(table.entries) if table.kind in TRANSLATIONS else ():
+            target = targets_of(table.kind, found)
+            key = (name, protocol_name(number), ports, table.kind)
             if key not in told:
                 told.add(key)
-                yield _ours(name, key[1], ports, target, known.get(name), priority, places.get(name, Where("")))
+                yield from _ours(name, key[1], ports, target, known.get(name), priority, places.get(name, Where("")))
 
 
 def of_ruleset(ruleset: Ruleset, places: Mapping[str, Where]) -> Iterator[Rule]:
@@ -44,15 +45,43 @@ def of_ruleset(ruleset: Ruleset, places: Mapping[str, Where]) -> Iterator[Rule]:
     for mapping in ruleset.enabled:
         for protocol in mapping.protocol:
             for ports, first in mapping.pairs():
-                target = Ports(first, first + ports.size - 1) if mapping.shifted else mapping.to
+                target = mapping.to
+                if mapping.shifted and not mapping.forwards:
+                    target = Ports(first, first + ports.size - 1)
                 where = places.get(mapping.name, Where(""))
-                yield _ours(mapping.name, protocol, ports, target, mapping, ruleset.settings.priority, where)
+                yield from _ours(mapping.name, protocol, ports, target, mapping, ruleset.settings.priority, where)
 
 
 def _ours(
-    name: str, protocol: str, ports: Ports, target: Ports, mapping: PortMapping | None, priority: int, where: Where
+    name: str,
+    protocol: str,
+    ports: Ports,
+    to: Ports | Target,
+    mapping: PortMapping | None,
+    priority: int,
+    where: Where,
+) -> Iterator[Rule]:
+    """The rule; where it leads to other addresses, one for each."""
+    if isinstance(to, Target):
+        for address in to.addresses:
+            one = to._replace(addresses=(address,))
+            rule = _rule(name, protocol, ports, one, mapping, priority, where)
+            yield rule._replace(target=Ports(to.first, to.last), address=address, families=(family_of(address),))
+    else:
+        yield _rule(name, protocol, ports, to, mapping, priority, where)
+
+
+def _rule(
+    name: str,
+    protocol: str,
+    ports: Ports,
+    to: Ports | Target,
+    mapping: PortMapping | None,
+    priority: int,
+    where: Where,
 ) -> Rule:
-    text = f'mapping "{name}": {protocol} {ports} → {target}'
+    target = Ports(to.first, to.last)
+    text = f'mapping "{name}": {protocol} {ports} → {to}'
     if mapping is None:
         # In the kernel, and not in our books: for whom it is cannot be said.
         return Rule(OURS, text, protocol, ports, target, "", FAMILIES, SIDES, False, priority, name, where)

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from redirector.audit.facts import Facts, Rule, Socket
 from redirector.audit.nat import OURS, words
 from redirector.decide import Packet, decide
-from redirector.diagnose import stopped
 from redirector.model import Ports, Ruleset
 from redirector.naming import GUARD_CHAIN
 from redirector.others import Question, Table
+from redirector.passage import stopped
 from redirector.records import NamedTuple
 
 LOOPBACK = {"ipv4": "127.0.0.1", "ipv6": "::1"}

@@ -144,7 +144,7 @@ def ways(facts: Facts, protocol: str, port: int) -> list[Way]:
 
 def _ways(facts: Facts, protocol: str, port: int) -> Iterator[Way]:
     for rule in facts.taking(protocol, Ports(port, port)):
-        if rule.target_of(port) != port:
+        if rule.address or rule.target_of(port) != port:
             yield Way("redirect", rule.owner, rule.where)
     for listen in facts.of(SocketListen):
         if (listen.protocol, listen.port) == (protocol, port):

@@ -84,7 +84,7 @@ class Backend(Protocol):
     def identity(self) -> str:
         """The network namespace and boot that this backend speaks to, as text; equal only for the same one."""
 
-    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
+    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int], former: AbstractSet[tuple[str, int]]) -> int:
         """Let UDP flows on `ports` that contradict `ruleset` begin anew; returns how many. Raises OSError."""
 
     def close(self) -> None: ...

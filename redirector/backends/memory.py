@@ -84,7 +84,7 @@ class MemoryBackend:
     def identity(self) -> str:
         return self._name
 
-    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
+    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int], former: AbstractSet[tuple[str, int]]) -> int:
         self.restarted.append(set(ports))
         return 0
 

@@ -33,11 +33,12 @@ class Place:
             status = os.stat("/proc/self/ns/net")
             return f"{boot}/inode-{status.st_ino}"
 
-    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
-        """Let UDP flows on `ports` that contradict `ruleset` begin anew; returns how many. Raises OSError."""
+    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int], former: AbstractSet[tuple[str, int]]) -> int:
+        """Let UDP flows on `ports` that contradict `ruleset` begin anew (see `flows.contradicted`); returns how many.
+        Raises OSError."""
         from redirector.flows import contradicted
         from redirector.host.addresses import local_addresses
         from redirector.host.conntrack import forget
 
         local = local_addresses(self.route)
-        return forget(self.netfilter, lambda flows: contradicted(ruleset, flows, ports, local))
+        return forget(self.netfilter, lambda flows: contradicted(ruleset, flows, ports, local, former))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from redirector.errors import Refused, plural, printable
+from redirector.errors import Refused, TryAgain, plural, printable
 from redirector.model import BACKENDS
 
 if TYPE_CHECKING:
@@ -77,6 +77,19 @@ class App:
         from redirector.selection import backend_for
 
         return backend_for(self.wanted_backend or wanted, self.history())
+
+    def resolved(self, ruleset: Ruleset) -> Ruleset:
+        """The ruleset of a file with what it takes of the host's facts; after `enter_namespace`."""
+        if not any(mapping.forwards for mapping in ruleset.enabled):
+            return ruleset
+        from redirector import neighbours
+        from redirector.host.addresses import connected_networks
+
+        try:
+            return neighbours.resolved(ruleset, connected_networks())
+        except OSError as error:
+            message = f"the networks of this host cannot be read: {error.strerror or error}"
+            raise TryAgain(message, "try again in a moment") from None
 
     def backend_of(self, ruleset: Ruleset, files: list[SourceFile]) -> Backend:
         """The backend for a mapping file. Raises InvalidFile, with the line, for what it cannot do."""

@@ -63,7 +63,7 @@ def apply(
         files = source.read(file, insist=allow_unsafe_file)
         app.enter_namespace()
         made = _saved_plan(files)
-        ruleset = made.ruleset if made else mappings.parse(files, app.wanted_backend)
+        ruleset = made.ruleset if made else app.resolved(mappings.parse(files, app.wanted_backend))
         backend = app.backend(ruleset.settings.backend) if made else app.backend_of(ruleset, files)
         if made:
             made.require(backend)

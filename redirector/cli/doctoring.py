@@ -40,12 +40,14 @@ def doctor(app: App, file: str | None) -> int:
 
 def examined(app: App, ruleset: Ruleset | None) -> tuple[Choice, list[Finding]]:
     """The backend that is picked for these mappings, and everything that there is to say of it."""
+    from redirector import neighbours
     from redirector.choose import choose
     from redirector.diagnose import findings
-    from redirector.host import firewalls
+    from redirector.host import firewalls, forwarding
     from redirector.selection import last_backend
 
     gathered = firewalls.gather(listing=True)
     wanted = ruleset.settings.backend if ruleset else "auto"
     choice = choose(gathered, wanted, last_backend(app.history()))
-    return choice, list(findings(ruleset, gathered, choice))
+    targets = neighbours.targets(ruleset) if ruleset else set()
+    return choice, list(findings(ruleset, gathered, choice, forwarding.gather(targets)))

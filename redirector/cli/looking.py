@@ -52,6 +52,7 @@ def plan(app: App, file: str, out: str | None, replace_foreign: bool) -> int:
         files = source.read(file, insist=True)
         ruleset = mappings.parse(files, app.wanted_backend)
         app.enter_namespace()
+        ruleset = app.resolved(ruleset)
         backend = app.backend_of(ruleset, files)
         progress("reading the kernel's tables")
         app.settle(backend, app.history())
@@ -160,6 +161,6 @@ def _file_state(app: App, path: str, found: Status, *, asked: bool) -> tuple[boo
 
     try:
         record = app.history().read(found.head.generation)
-        return mappings.load(path) != record.ruleset if isinstance(record, Record) else None, ""
+        return mappings.load(path) != record.ruleset.written if isinstance(record, Record) else None, ""
     except RedirectorError as error:
         return None, error.message

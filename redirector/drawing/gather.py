@@ -124,7 +124,7 @@ def _areas(facts: Facts, protocol: str, rules: list[Rule]) -> Iterator[Ports]:
             yield Ports(socket.listener.port, socket.listener.port)
     for mapping in facts.mappings.values():
         if mapping.exclusive and protocol in mapping.protocol:
-            yield mapping.to
+            yield Ports(mapping.to.first, mapping.to.last)
 
 
 def _cuts(facts: Facts, protocol: str, rules: list[Rule], areas: list[Ports]) -> set[int]:

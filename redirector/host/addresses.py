@@ -41,14 +41,40 @@ def local_addresses(route: NetlinkSocket | None = None) -> set[str]:
     Of the network namespace of `route`, a socket of NETLINK_ROUTE; without one, of the caller's. Raises OSError: EBUSY
     if the addresses kept changing while they were read.
     """
+    found = (address_of(row) for row in _rows(route))
+    return {address for address in found if address is not None}
+
+
+def connected_networks() -> set[str]:
+    """The networks that the interfaces of the caller's network namespace are in, up or down, as canonical text with
+    the prefix length. Raises OSError, as `local_addresses`."""
+    found = (network_in(row) for row in _rows())
+    return {network for network in found if network is not None}
+
+
+def network_in(row: bytes) -> str | None:
+    """The network of an RTM_NEWADDR payload: its prefix belongs to IFA_ADDRESS, which on a point-to-point link is the
+    other end."""
+    if len(row) < IFADDRMSG.size:
+        return None
+    family, length = row[0], row[1]
+    packed = table(row, IFADDRMSG.size).get(IFA_ADDRESS, b"")
+    bits = len(packed) * 8
+    if len(packed) != _SIZES.get(family) or not 0 < length <= bits:
+        return None
+    base = int.from_bytes(packed, "big") >> bits - length << bits - length
+    return f"{socket.inet_ntop(family, base.to_bytes(len(packed), 'big'))}/{length}"
+
+
+def _rows(route: NetlinkSocket | None = None) -> list[bytes]:
+    """The RTM_NEWADDR payloads of the network namespace of `route`, or of the caller's."""
     netlink = route or NetlinkSocket(NETLINK_ROUTE)
     try:
         rows = steadily(lambda: netlink.dump(RTM_GETADDR, IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)))
     finally:
         if netlink is not route:
             netlink.close()
-    found = (address_of(row.payload) for row in rows if row.kind == RTM_NEWADDR)
-    return {address for address in found if address is not None}
+    return [row.payload for row in rows if row.kind == RTM_NEWADDR]
 
 
 def interfaces() -> set[str]:

@@ -96,7 +96,7 @@ def listed(
             yield found
 
 
-HOOKS = ("prerouting", "input", "output")
+HOOKS = ("prerouting", "input", "forward", "output")
 
 
 def _list(tools: Mapping[str, str], family: str, name: str, failures: list[str]) -> Listed | None:

@@ -19,6 +19,7 @@ from redirector.model import ARRIVING, OWN, PROTOCOLS, Ports, Scope
 from redirector.records import NamedTuple
 
 OURS = "REDIRECTOR-"
+HAIRPINS = "REDIRECTOR-POST"
 ALL = "REDIRECTOR-ALL"  # what both sides share: the jump to it narrows nothing
 DEPTH = 64  # chains deep; iptables itself refuses loops, but a text may have one
 VISITS = 400_000  # rules, those of a chain counted for each way to it
@@ -43,12 +44,25 @@ def walk(chains: Chains, family: str) -> Findings:
     for hook, side in HOOKS:
         walker.side = side
         walker.chain(hook, Condition(), (hook,))
-    unused = {name: lines for name, lines in chains.items() if name not in walker.seen and lines}
+    known = walker.seen | _hairpins(chains)
+    unused = {name: lines for name, lines in chains.items() if name not in known and lines}
     hints = []
     if unused:
         names = ", ".join(printable(name) for name in sorted(unused)[:5]) + (" …" if len(unused) > 5 else "")
         hints.append(f"chains of the nat table to which no rule leads that was understood were not looked at: {names}")
     return Findings(walker.entries, walker.left, hints, set())
+
+
+def _hairpins(chains: Chains) -> set[str]:
+    """Our chains behind POSTROUTING, which follow from the mappings."""
+    found: set[str] = set()
+    pending = [HAIRPINS]
+    while pending:
+        name = pending.pop()
+        if name in chains and name not in found:
+            found.add(name)
+            pending += [words[-1] for line in chains[name] if (words := line.words()) and words[-1].startswith(OURS)]
+    return found
 
 
 class _Walker:
@@ -87,12 +101,10 @@ class _Walker:
         """A rule of a chain that many ways lead to is parsed once."""
         known = self._parsed.get((chain, index))
         if known is None:
-            words = line.words()
             try:
-                known = rules.parse(words, self.family)
+                known = rules.parse(line.words(), self.family)
             except Beyond as beyond:
-                # Of a container's published port this is what people want to know first.
-                known = rules.TO_ANOTHER if rules.leads_elsewhere(words) else str(beyond)
+                known = str(beyond)
             self._parsed[chain, index] = known
         if isinstance(known, str):
             raise Beyond(known)
@@ -107,7 +119,9 @@ class _Walker:
         verdict = rule.verdict
         if verdict in ("REDIRECT", "DNAT"):
             try:
-                to = rules.target(rule)
+                to = rules.target(rule, self.family)
+                if condition.beyond and self.side == OWN and not to.address:
+                    raise Beyond(rules.NOT)
             except Beyond as beyond:
                 self._leave(place, str(beyond))
                 self._add(place, condition, None)
@@ -166,6 +180,7 @@ class _Walker:
             both,
             outer.outgoing or inner.outgoing,
             outer.local or inner.local,
+            outer.beyond or inner.beyond,
         )
 
     def _side_scope(self, inner: Condition, rule: Rule, chain: str) -> Scope | None:

@@ -11,10 +11,11 @@ from xml.parsers import expat
 
 from redirector.errors import BadConfiguration, printable
 from redirector.importers.found import Beyond, Entry, Findings, Leftover, Place, Target, Text
-from redirector.importers.rules import TO_ANOTHER, exact, network, single, span, valid
+from redirector.importers.rules import exact, network, single, span, valid
 from redirector.importers.scopes import narrowed
-from redirector.model import ARRIVING, FAMILIES, PROTOCOLS, Scope
+from redirector.model import ARRIVING, FAMILIES, PROTOCOLS, Scope, family_of
 from redirector.records import NamedTuple
+from redirector.values import address
 
 
 class _Forward(NamedTuple):
@@ -132,8 +133,7 @@ def _entries(forward: _Forward, scopes: list[tuple[str, Scope]]) -> list[Entry]:
     protocol = given.get("protocol", "").lower()
     if protocol not in PROTOCOLS:
         raise Beyond(f"a mapping knows no protocol {printable(protocol)}")
-    if given.get("to-addr"):
-        raise Beyond(TO_ANOTHER)
+    there = valid(address, given["to-addr"]) if given.get("to-addr") else ""
     ports = (span(given.get("port", ""), "-"),)
     targets = span(given.get("to-port", ""), "-") if given.get("to-port") else ports[0]
     if targets == ports[0]:
@@ -142,12 +142,15 @@ def _entries(forward: _Forward, scopes: list[tuple[str, Scope]]) -> list[Entry]:
         target = Target("redirect", targets.first)
     else:
         raise Beyond("of such a range the kernel takes the first port that is free; a mapping goes one to one")
+    if there:
+        target = target._replace(rewrite="port", address=there)
     family, scope = _rich(forward.rule)
     found = []
     for zone_family, zone in scopes:
         both = narrowed(zone, scope)
         for one in FAMILIES:
-            if both is not None and zone_family in ("", one) and family in ("", one):
+            fits = zone_family in ("", one) and family in ("", one) and (not there or family_of(there) == one)
+            if both is not None and fits:
                 group = (protocol, ports, target)
                 found.append(
                     Entry(

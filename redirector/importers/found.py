@@ -44,11 +44,12 @@ class Leftover(NamedTuple):
 
 class Target(NamedTuple):
     """Where ports go: all to `first` (`shift` False), or each port p to p + `first` (one to one; `first` is then the
-    distance, and may be negative). `rewrite` as in a mapping."""
+    distance, and may be negative). `rewrite` as in a mapping; `address` is that of another machine, "" for this one."""
 
     rewrite: str
     first: int
     shift: bool = False
+    address: str = ""
 
 
 class Entry(NamedTuple):

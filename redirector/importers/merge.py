@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 
 from redirector.importers.found import Entry, Findings, Imported, Leftover, Place, Target
 from redirector.importers.order import settle
@@ -25,9 +26,11 @@ from redirector.model import (
     Ruleset,
     Scope,
     Settings,
+    family_of,
     family_problems,
     ruleset_problems,
 )
+from redirector.model import Target as Elsewhere
 from redirector.records import NamedTuple
 from redirector.values import NAME
 
@@ -35,11 +38,17 @@ Cell = tuple[str, Scope, str]  # side, scope and family
 
 
 class _Piece(NamedTuple):
-    """Ports and where they go, as one mapping can have it."""
+    """Ports and where they go, as one mapping can have it; `addresses` are those of its targets, () for this host."""
 
     rewrite: str
     listen: tuple[Ports, ...]
     to: Ports
+    addresses: tuple[str, ...] = ()
+
+    def target(self, families: AbstractSet[str]) -> Ports | Elsewhere:
+        """What a mapping for these families has as its target."""
+        fitting = tuple(a for a in self.addresses if family_of(a) in families)
+        return Elsewhere(self.to.first, self.to.last, fitting) if fitting else self.to
 
 
 def merge(findings: Findings) -> Imported:
@@ -57,9 +66,10 @@ def merge(findings: Findings) -> Imported:
         name = str(group[0]) if len(group) == 1 else ""
         comment = "" if name or not found[0].name.isprintable() else found[0].name[:120]
         for piece, protocols, cells in _pieces(found):
-            for mapping in _cover(piece, protocols, cells):
+            for mapping, unsaid in _cover(piece, protocols, cells):
                 if mapping is None:
-                    left.append(Leftover(found[0].place, "no mapping has such a scope"))
+                    where = dict.fromkeys(e.place for e in found if (e.side, e.scope, e.family) in unsaid)
+                    left += [Leftover(place, "no mapping has such a scope") for place in where]
                     continue
                 wanted = name if name not in used else ""
                 wanted = wanted or _free(name or _derived(mapping), reserved)
@@ -79,6 +89,8 @@ def merge(findings: Findings) -> Imported:
 
 def _guarded(mapping: Mapping, families: set[str]) -> Mapping:
     """The mapping, exclusive where its target is guarded for these families."""
+    if mapping.forwards:
+        return mapping
     if len(families) == 1 and mapping.family == "both" and not mapping.address:
         # Its sources may leave the family open where the guard, which knows no sources, does not.
         narrow = mapping._replace(family=next(iter(families))) if _may_be(mapping, families) else mapping
@@ -104,14 +116,17 @@ def _free(name: str, taken: set[str]) -> str:
 
 def _pieces(entries: list[Entry]) -> Iterator[tuple[_Piece, tuple[str, ...], frozenset[Cell]]]:
     """What one mapping can have: ports and target, the protocols, and sides, scopes and families for all of them."""
-    cells: dict[tuple[str, str, Scope, str, str], list[Entry]] = {}
+    there = sorted({e.target.address for e in entries if e.target and e.target.address}, key=family_of)
+    alone = len({family_of(address) for address in there}) == len(there)  # then they are those of one mapping
+    cells: dict[tuple[str, str, Scope, str, str, tuple[str, ...]], list[Entry]] = {}
     for e in entries:
         if e.target:
-            cells.setdefault((e.side, e.family, e.scope, e.protocol, e.target.rewrite), []).append(e)
+            addresses = () if not e.target.address else tuple(there) if alone else (e.target.address,)
+            cells.setdefault((e.side, e.family, e.scope, e.protocol, e.target.rewrite, addresses), []).append(e)
     found: dict[_Piece, dict[str, set[Cell]]] = {}
-    for (side, family, scope, protocol, rewrite), mine in cells.items():
+    for (side, family, scope, protocol, rewrite, addresses), mine in cells.items():
         for listen, to in _targets(mine):
-            by_protocol = found.setdefault(_Piece(rewrite, listen, to), {})
+            by_protocol = found.setdefault(_Piece(rewrite, listen, to, addresses), {})
             by_protocol.setdefault(protocol, set()).add((side, scope, family))
     for piece, by_protocol in found.items():
         alike: dict[frozenset[Cell], list[str]] = {}
@@ -150,15 +165,17 @@ def _start(ports: Ports, target: Target) -> int:
     return ports.first + target.first if target.shift else target.first
 
 
-def _cover(piece: _Piece, protocols: tuple[str, ...], cells: frozenset[Cell]) -> Iterator[Mapping | None]:
-    """Mappings whose claims together are exactly these cells; one if that can be. None: a part cannot be said."""
+def _cover(
+    piece: _Piece, protocols: tuple[str, ...], cells: frozenset[Cell]
+) -> Iterator[tuple[Mapping | None, frozenset[Cell]]]:
+    """Mappings whose claims together are exactly these cells; one if that can be. None: these cannot be said."""
     whole = _one(piece, protocols, cells)
     if whole:
-        yield whole
+        yield whole, cells
         return
     parts = (frozenset(cell for cell in cells if cell[2] == family) for family in FAMILIES)
-    each = [_one(piece, protocols, part) for part in parts if part]
-    if len(each) > 1 and all(each):  # each family has something of its own
+    each = [(_one(piece, protocols, part), part) for part in parts if part]
+    if len(each) > 1 and all(mapping for mapping, _ in each):  # each family has something of its own
         yield from each
         return
     scopes: dict[tuple[str, Scope], set[Cell]] = {}
@@ -171,7 +188,7 @@ def _cover(piece: _Piece, protocols: tuple[str, ...], cells: frozenset[Cell]) ->
             part_cells.update(own)
             own.clear()
     for part_cells in filter(None, scopes.values()):
-        yield _one(piece, protocols, frozenset(part_cells))
+        yield _one(piece, protocols, frozenset(part_cells)), frozenset(part_cells)
 
 
 def _one(piece: _Piece, protocols: tuple[str, ...], cells: Iterable[Cell]) -> Mapping | None:
@@ -189,7 +206,7 @@ def _one(piece: _Piece, protocols: tuple[str, ...], cells: Iterable[Cell]) -> Ma
             mapping = Mapping(
                 "x",
                 piece.listen,
-                piece.to,
+                piece.target({of for _, _, of in cells}),
                 protocols,
                 family,
                 source=parts[0],

@@ -9,11 +9,10 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
 
 from redirector.errors import printable
 from redirector.importers.found import EVERY_PORT, Beyond, Target
-from redirector.model import PROTOCOLS, Ports, Problem, Scope
+from redirector.model import PROTOCOLS, Ports, Problem, Scope, family_of, loopback
 from redirector.records import NamedTuple
 from redirector.values import Report, address, interface
 
@@ -36,18 +35,21 @@ OPTIONS = {*ALIASES.values(), "--dst-type", "--comment", "-c"}
 FLAGS = ("-4", "-6", "--ipv4", "--ipv6", "--persistent")  # of which a mapping has nothing to say
 NUMBERS = {str(number): name for name, number in PROTOCOLS.items()}
 MATCHES = (*PROTOCOLS, "multiport", "addrtype", "comment", "conntrack", "state")
-TO_ANOTHER = "targets on other addresses are not part of this version"
+NOT = "a mapping cannot say “not”"
+BEYOND = "beyond loopback"  # the one “not” that a mapping says, of targets with an address
+LOOPBACK = ("127.0.0.0/8", "127.0.0.0/255.0.0.0", "::1/128", "::1")
 
 
 class Condition(NamedTuple):
     """What a packet must be like. `protocol` "" and `ports` () stand for any; `outgoing` is -o; `local`: its
-    destination is this host."""
+    destination is this host; `beyond`: and not one of its loopback addresses."""
 
     protocol: str = ""
     ports: tuple[Ports, ...] = ()
     scope: Scope = Scope()
     outgoing: str = ""
     local: bool = False
+    beyond: bool = False
 
 
 class Rule(NamedTuple):
@@ -88,7 +90,7 @@ def parse(words: Sequence[str], family: str) -> Rule:
         network(found.get("-s", ""), family), single(found.get("-d", ""), family), _interface(found.get("-i", ""))
     )
     ports = _ports(found.get("--dport") or found.get("--dports") or "", protocol)
-    condition = Condition(protocol, ports, scope, found.get("-o", ""), "--dst-type" in found)
+    condition = Condition(protocol, ports, scope, found.get("-o", ""), "--dst-type" in found, BEYOND in found)
     verdict = found.get("-j") or found.get("-g") or ""
     to = found.get("--to-ports") or found.get("--to-destination") or ""
     return Rule(condition, verdict, "-g" in found, to, found.get("--comment", ""))
@@ -100,7 +102,11 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     while left:
         word = left.pop()
         if word == "!":
-            raise Beyond("a mapping cannot say “not”")
+            if len(left) < 2 or ALIASES.get(left[-1], left[-1]) != "-d" or left[-2] not in LOOPBACK:
+                raise Beyond(NOT)
+            del left[-2:]
+            yield BEYOND, ""
+            continue
         if word in FLAGS:
             continue
         name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
@@ -112,7 +118,7 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
                 raise Beyond(f"{name} has no value")
             value = left.pop()
         if value == "!":
-            raise Beyond("a mapping cannot say “not”")
+            raise Beyond(NOT)
         if name == "-c" and left:
             left.pop()  # packets, and then bytes
         yield name, value
@@ -229,27 +235,31 @@ def common(one: tuple[Ports, ...], other: tuple[Ports, ...]) -> tuple[Ports, ...
     return tuple(found)
 
 
-def target(rule: Rule) -> Target:
+def target(rule: Rule, family: str) -> Target:
     """Where a REDIRECT or DNAT leads. Raises Beyond."""
     ports = rule.condition.ports or EVERY_PORT
     if rule.verdict == "REDIRECT":
         return _within(span(rule.to, "-"), ports, "redirect") if rule.to else Target("redirect", 0, True)
-    if not rule.to.startswith(":"):
-        raise Beyond(TO_ANOTHER)
-    to, shifted, base = rule.to[1:].partition("/")
-    targets = span(to, "-")
+    where, colon, rest = ("", "", "") if rule.to.endswith("]") else rule.to.rpartition(":")
+    if not colon or (where.count(":") and not where.startswith("[")):  # an address alone: ports stay as they are
+        return Target("port", 0, True, _another(rule.to, family))
+    to, shifted, base = rest.partition("/")
+    targets, there = span(to, "-"), _another(where, family) if where else ""
     if not shifted or targets.size == 1:
-        return _within(targets, ports, "port")
+        return _within(targets, ports, "port")._replace(address=there)
     # The kernel counts from the base, and starts again where the targets end (nf_nat_l4proto_unique_tuple).
     start = number(base)
     if ports[0].first < start or ports[-1].last - start >= targets.size:
         raise Beyond("there are fewer targets than ports")
-    return Target("port", targets.first - start, True)
+    return Target("port", targets.first - start, True, there)
 
 
-def leads_elsewhere(words: Sequence[str]) -> bool:
-    """Whether a rule has a target on another address."""
-    return any(a == "--to-destination" and not b.startswith(":") for a, b in pairwise(words))
+def _another(text: str, family: str) -> str:
+    """The address of a target, in brackets or not. Raises Beyond."""
+    found = valid(address, text.removeprefix("[").removesuffix("]"))
+    if loopback(found) or family_of(found) != family:
+        raise Beyond(f"{printable(text[:60])} cannot be the target of a mapping for {family}")
+    return found
 
 
 def _within(targets: Ports, ports: tuple[Ports, ...], rewrite: str) -> Target:

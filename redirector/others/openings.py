@@ -39,6 +39,31 @@ def opening(table: Table, base: str, stopped: Question, owner: str, *, by_rule: 
     )
 
 
+def passing(table: Table, chain: str, address: str, stopped: Question, *, ufw: bool) -> tuple[str, ...]:
+    """The commands that let connections through a filter at the forward hook to `address`, and the answers back."""
+    ports = stopped.ports
+    if ufw:
+        to = f"proto {stopped.protocol} to {address} port"
+        return tuple(f"ufw route allow {to} {_colons(span)}" for span in ports)
+    if table.form == "nftables":
+        if not (_plain(table.name) and _plain(chain)):
+            return ("accept them in that chain; its name is not fit for a command line",)
+        place, header = f"nft insert rule {table.family} {table.name} {chain}", "ip6" if ":" in address else "ip"
+        rules = (
+            f"{header} daddr {address} {stopped.protocol} dport {_nft(ports)} ct status dnat accept",
+            f"{header} saddr {address} {stopped.protocol} sport {_nft(ports)} ct state established accept",
+        )
+        return tuple(f"{place} '{rule}'" if "{" in rule else f"{place} {rule}" for rule in rules)
+    tool = table.form.replace("iptables", "ip6tables" if table.family == "ip6" else "iptables")
+    found = []
+    for match in _multiport(ports):
+        there, back = f"-d {address} -p {stopped.protocol} {match}", match.replace("--dport", "--sport")
+        found.append(f"{tool} -I {chain} {there} -m conntrack --ctstate DNAT -j ACCEPT")
+        answers = f"-s {address} -p {stopped.protocol} {back}"
+        found.append(f"{tool} -I {chain} {answers} -m conntrack --ctstate ESTABLISHED -j ACCEPT")
+    return tuple(found)
+
+
 def _plain(name: str) -> bool:
     return name.isascii() and name.replace("_", "").replace("-", "").isalnum() and name[0].isalpha()
 

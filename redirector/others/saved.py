@@ -14,6 +14,7 @@ BASES = {
     ("nat", "PREROUTING"): ("nat", "prerouting", -100),
     ("nat", "OUTPUT"): ("nat", "output", -100),
     ("filter", "INPUT"): ("filter", "input", 0),
+    ("filter", "FORWARD"): ("filter", "forward", 0),
 }
 VERDICTS = {
     "ACCEPT": "accept",

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from redirector.model import InvalidModel, Mapping, Ports, Problem, Ruleset
+from redirector.model import InvalidModel, Mapping, Ports, Problem, Ruleset, Target
 from redirector.renderers.binding import families
 
 # Interfaces that units and configuration files can name as they are.
@@ -105,6 +105,10 @@ def _of_packets(mapping: Mapping, limits: Limits) -> Iterator[Problem]:
 def _of_targets(mapping: Mapping, limits: Limits) -> Iterator[Problem]:
     """What becomes of the target and of addresses."""
     what = limits.what
+    if mapping.forwards:
+        message = f"{what} cannot lead to another address and keep the client's: {mapping.to} would not see it"
+        yield Problem(("to",), message, "a redirect does it; or name a port of this host")
+        return
     if mapping.rewrite != "port":
         message = f"{what} cannot rewrite the address to the interface's own"
         yield Problem(("rewrite",), message, "take rewrite out, if that is acceptable")
@@ -192,5 +196,5 @@ def _shared(one: Mapping, other: Mapping, limits: Limits) -> str:
     return f'{limits.what} cannot tell the clients of "{one.name}" and "{other.name}" apart: they share a port'
 
 
-def _overlap(one: Ports, other: Ports) -> bool:
+def _overlap(one: Ports, other: Ports | Target) -> bool:
     return one.first <= other.last and other.first <= one.last

@@ -23,11 +23,13 @@ from redirector.plan import capacity_for
 from redirector.program import (
     ADDRESSES,
     COUNTS,
+    FORWARDS,
     GUARDS,
     GUARDS_AT,
     INTERFACES,
     PORTS,
     SETS,
+    TRANSLATIONS,
     VERDICTS,
     Chain,
     Count,
@@ -37,10 +39,13 @@ from redirector.program import (
     Keep,
     LocalJump,
     Map,
+    Masquerade,
     Program,
     Refuse,
     Rule,
+    Skip,
     Translate,
+    endpoint_parts,
 )
 from redirector.renderers import Options
 
@@ -52,7 +57,7 @@ COMMENT_BYTES = 128  # with the final NUL: NFTNL_UDATA_COMMENT_MAXLEN, libnftnl/
 # Data types of key and value, as nft names them (`nft describe`).
 PORT_KEY = ("inet_proto", "inet_service")
 KEY_TYPES: dict[str, tuple[str, ...]] = {
-    PORTS: PORT_KEY,
+    **dict.fromkeys(TRANSLATIONS, PORT_KEY),
     COUNTS: PORT_KEY,
     GUARDS: PORT_KEY,
     GUARDS_AT["ipv4"]: ("ipv4_addr", *PORT_KEY),
@@ -61,7 +66,14 @@ KEY_TYPES: dict[str, tuple[str, ...]] = {
     ADDRESSES["ipv6"]: ("ipv6_addr",),
     INTERFACES: ("ifname",),
 }
-DATA_TYPES = {PORTS: "inet_service", COUNTS: "counter", **dict.fromkeys(VERDICTS, "verdict")}  # none for a set
+DATA_TYPES: dict[str, tuple[str, ...]] = {  # none for a set
+    PORTS: ("inet_service",),
+    FORWARDS["ipv4"]: ("ipv4_addr", "inet_service"),
+    FORWARDS["ipv6"]: ("ipv6_addr", "inet_service"),
+    COUNTS: ("counter",),
+    **dict.fromkeys(VERDICTS, ("verdict",)),
+}
+LOOPBACK = {"ipv4": "127.0.0.0/8", "ipv6": "::1"}
 HEADERS = {"ipv4": "ip", "ipv6": "ip6"}  # what nft calls the network header
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
@@ -119,7 +131,7 @@ def mask(family: str, prefix: int) -> str:
 
 def key_parts(kind: str, key: Any) -> list[str | int]:
     """The parts of a map's key: addresses and names as text (not quoted), ports as numbers."""
-    if kind in (PORTS, COUNTS, GUARDS):
+    if kind in TRANSLATIONS or kind in (COUNTS, GUARDS):
         return [PROTOCOL_NAMES.get(key >> 16, key >> 16), key & 0xFFFF]
     if kind in GUARDS_AT.values():
         return [key[0], *key_parts(GUARDS, key[1])]
@@ -127,7 +139,7 @@ def key_parts(kind: str, key: Any) -> list[str | int]:
 
 
 def _map(name: str, found: Map) -> str:
-    data = "" if found.kind in SETS else f" : {DATA_TYPES[found.kind]}"
+    data = "" if found.kind in SETS else f" : {' . '.join(DATA_TYPES[found.kind])}"
     lines = [f"\ttype {' . '.join(KEY_TYPES[found.kind])}{data}", f"\tsize {size(found)}"]
     if found.entries:
         lines.append("\telements = { " + NEXT_ELEMENT.join(_elements(found)) + " }")
@@ -142,6 +154,8 @@ def _elements(found: Map) -> Iterator[str]:
             text += f" comment {quoted(mapping)}"
         if found.kind == PORTS:
             text += f" : {value}"
+        elif found.kind in TRANSLATIONS:
+            text += " : " + " . ".join(map(str, endpoint_parts(found.kind, value)))
         elif found.kind == COUNTS:
             text += f' : "{identifier(value)}"'
         elif found.kind in VERDICTS:
@@ -186,11 +200,19 @@ def words(rule: Rule) -> Iterator[str]:
         case Count(family, name):
             yield from _family(family)
             yield f"counter name {port_key} map @{identifier(name)}"
+        case Skip(family):
+            yield f"{HEADERS[family]} daddr {LOOPBACK[family]} return"
         case Translate(rewrite, family, name):
             yield from _family(family)
             # nft wants to know the transport header before it looks a port up.
             yield f"meta l4proto {{ {', '.join(PROTOCOLS)} }}"
-            yield f"{'dnat' if rewrite == 'port' else 'redirect'} to :{port_key} map @{identifier(name)}"
+            if rewrite == "forward":
+                yield f"dnat {HEADERS[family]} to {port_key} map @{identifier(name)}"
+            else:
+                yield f"{'dnat' if rewrite == 'port' else 'redirect'} to :{port_key} map @{identifier(name)}"
+        case Masquerade(name, family):
+            yield "ct status dnat fib saddr type != local"
+            yield f"{HEADERS[family]} daddr . {port_key} @{identifier(name)} masquerade"
         case Guard(family, at, name, chain):
             yield 'iifname != "lo" ct state new ct status & dnat != dnat'
             if at:

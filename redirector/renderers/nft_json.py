@@ -3,9 +3,10 @@
 Each object is on a line of its own. Counters and chains come before the maps that lead to them, and rules last, since
 objects are added one by one, unlike in nft's own language (and unlike `nft -j list`, which cannot be loaded as it is).
 
-Two limits of libnftables (src/parser_json.c): a string that starts with "@" is a set, and the name of a protocol is its
-number, so that interfaces which are called like that cannot be named. And the table's comment, which is our mark, is
-read by later versions than 1.0.6; with that one make the table first:
+Limits of libnftables (src/parser_json.c): a string that starts with "@" is a set, and the name of a protocol is its
+number, so that interfaces which are called like that cannot be named. The data of a map is of one type, and 1.0.6
+crashes at a rule that looks an address and a port up: targets with an address cannot be written. And the table's
+comment, which is our mark, is read by later versions than 1.0.6; with that one make the table first:
 `nft add table inet redirector '{ comment "made by redirector"; }'`.
 """
 
@@ -22,6 +23,7 @@ from redirector.model import PROTOCOLS, Ruleset
 from redirector.naming import TABLE
 from redirector.program import (
     COUNTS,
+    FORWARDS,
     INTERFACES,
     PORTS,
     SETS,
@@ -52,8 +54,12 @@ PORT: Json = {"payload": {"protocol": "th", "field": "dport"}}
 
 
 def render(_: Ruleset, program: Program, _options: Options) -> str:
-    """The document. Raises errors.Refused for foreign parts (see `nft.check`) and interfaces that cannot be named."""
+    """The document. Raises errors.Refused for foreign parts (see `nft.check`), interfaces that cannot be named, and
+    targets with an address."""
     check(program)
+    if any(wanted.kind in FORWARDS.values() for wanted in program.maps.values()):
+        message = "libnftables' JSON has no maps of address and port, as targets with an address need"
+        raise Refused(message, "render it as nft")
     lines = [json.dumps(found, ensure_ascii=False) for found in _objects(program)]
     return '{"nftables": [\n' + ",\n".join(lines) + "\n]}\n"
 
@@ -84,7 +90,7 @@ def _map(name: str, wanted: Map) -> Json:
     found: Json = {"family": "inet", "table": TABLE, "name": identifier(name)}
     found["type"] = types[0] if len(types) == 1 else list(types)
     if wanted.kind not in SETS:
-        found["map"] = DATA_TYPES[wanted.kind]
+        found["map"] = DATA_TYPES[wanted.kind][0]
     found["size"] = size(wanted)
     if wanted.entries:
         found["elem"] = list(_elements(wanted))

@@ -143,6 +143,10 @@ class Lab:
             self._wire()
             self._undo = undo.pop_all()
 
+    def machine(self, label: str) -> Machine:
+        """One more machine, without links; whoever asks for it closes its namespace."""
+        return Machine(label, self._servers)
+
     def command(self, *args: str) -> list[str]:
         """The argv of `redirector ARGS`, to be run with `environment()`."""
         return [sys.executable, "-m", "redirector", *args]

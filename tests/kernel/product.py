@@ -11,11 +11,12 @@ from typing import Any, Self, cast
 
 import pytest
 
-from redirector import mappings, proof, reconcile
+from redirector import mappings, neighbours, proof, reconcile
 from redirector import status as against
 from redirector.backends.base import Backend
 from redirector.backends.opening import NAMES, open_backend
 from redirector.history import History
+from redirector.host.addresses import connected_networks
 from redirector.host.namespaces import Namespace
 from redirector.model import Ruleset
 from redirector.reconcile import Origin, Outcome, Wish
@@ -91,10 +92,14 @@ class Product:
 
     def apply(self, text: str | Ruleset, *, verify: bool = False, backend: Backend | None = None) -> Outcome:
         """Apply a mapping file. Raises what `reconcile.change` raises."""
-        wanted = ruleset(text) if isinstance(text, str) else text
+        wanted = self.resolved(ruleset(text)) if isinstance(text, str) else text
         self._forget()
         with self.history.locked():
             return reconcile.change(backend or self.backend, self.history, Wish(wanted, ORIGIN, verify=verify))
+
+    def resolved(self, wanted: Ruleset) -> Ruleset:
+        """The ruleset of a file, with what it takes of the facts of the lab's host."""
+        return neighbours.resolved(wanted, self.lab.host.namespace.call(connected_networks))
 
     def remove(self, *, purge: bool = False) -> Outcome:
         """Drain, or take the table away."""

@@ -66,7 +66,7 @@ def delivery(field: Field, packet: Packet, decision: Decision) -> Heard | None:
     """Where a packet ends up if this is what becomes of it."""
     if decision.action == "refuse":
         return None
-    address = packet.address
+    address = decision.address or packet.address
     if decision.rewrite == "redirect":
         if packet.interface and packet.address == IPV4_COMPATIBLE:
             return None

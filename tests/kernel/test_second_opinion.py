@@ -4,6 +4,7 @@ One namespace holds what NftablesBackend has committed by our own codec; in the 
 rendered text or JSON. libnftables lists both, and our own `observe` reads both.
 """
 
+import json
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -103,7 +104,7 @@ def hold_against(ruleset: Ruleset, ours: Place, theirs: Place) -> None:
 
     theirs.library.flush()
     theirs.library.load(MARKED_TABLE)
-    if any(beyond_json(name) for mapping in ruleset.enabled for name in mapping.interface):
+    if any(m.forwards or any(map(beyond_json, m.interface)) for m in ruleset.enabled):
         with pytest.raises(Refused):
             renderers.render("json", ruleset, program)
         return
@@ -168,6 +169,14 @@ def test_what_json_cannot_name(name: str, ours: Place, theirs: Place) -> None:
 
     assert accepted(model.replace("9", "8"))
     assert not accepted(name)
+
+
+def test_what_json_cannot_lead_to(theirs: Place) -> None:
+    """Why the JSON renderer refuses targets with an address: the data of such a map cannot be declared."""
+    kind = {"family": "inet", "table": "redirector", "name": "m", "type": ["inet_proto", "inet_service"]}
+    theirs.library.load(MARKED_TABLE)
+    with pytest.raises(Refusal, match="Invalid map type"):
+        theirs.library.load_json(json.dumps({"nftables": [{"map": kind | {"map": "ipv4_addr . inet_service"}}]}))
 
 
 def chain_of(interface: str) -> str:

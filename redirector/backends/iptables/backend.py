@@ -25,6 +25,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 
+from redirector import naming
 from redirector.backends.base import Snapshot, Supposed
 from redirector.backends.iptables import commands, reading, rules
 from redirector.backends.iptables.commands import Failed
@@ -80,8 +81,8 @@ class IptablesBackend:
     def identity(self) -> str:
         return self._place.identity()
 
-    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
-        return self._place.restart_flows(ruleset, ports)
+    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int], former: AbstractSet[tuple[str, int]]) -> int:
+        return self._place.restart_flows(ruleset, ports, former)
 
     def suppose(self, *programs: Supposed) -> None:
         self._supposed = list(programs)
@@ -188,7 +189,8 @@ class IptablesBackend:
         kernel has none."""
         if program is None:
             return
-        if any(c.hook.priority != DEFAULT_PRIORITY for c in program.chains.values() if c.hook and c.hook.type == "nat"):
+        hooks = [chain.hook for name, chain in program.chains.items() if name in naming.BASE_CHAINS.values()]
+        if any(hook.priority != DEFAULT_PRIORITY for hook in hooks if hook):
             raise Refused(f"{self.name} knows no priorities", "leave priority out of the settings")
         if "ipv6" not in self._families and len(rules.encode(program, "ipv6")["nat"]) > 1:
             raise Refused(f"this kernel has no IPv6, and {self.name} cannot load rules for it", 'say family = "ipv4"')

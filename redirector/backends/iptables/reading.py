@@ -10,30 +10,33 @@ write, and nothing that we did not write can pass for ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from redirector import naming
-from redirector.backends.iptables import rules
+from redirector.backends.iptables import hairpins, rules
 from redirector.backends.iptables.damage import commented, damage, leads_to_us
 from redirector.backends.iptables.save import Saved, SavedTable
 from redirector.backends.iptables.tree import PREFIX, Chains
-from redirector.compile import whole
+from redirector.compile import data_kind, whole
 from redirector.errors import printable
-from redirector.model import DEFAULT_PRIORITY, FAMILIES, OWN, PROTOCOLS, SIDES, Scope
+from redirector.model import DEFAULT_PRIORITY, FAMILIES, OWN, PROTOCOLS, SIDES, Scope, family_of
 from redirector.naming import PortMap
 from redirector.program import (
     COUNTS,
+    FORWARDS,
     GUARDS,
     GUARDS_AT,
-    PORTS,
     Entries,
     Map,
     Program,
+    endpoint,
     port_key,
 )
 
-_Found = tuple[int, int, str, str]  # port key, target port, mapping, rewrite
+# Port key, target, mapping, and rewrite, or what kind of map the target is in where it has an address.
+_Found = tuple[int, int, str, str]
+_FORWARDED = {kind: family for family, kind in FORWARDS.items()}
 _Where = frozenset[tuple[str, str]]  # (side, family)
 _JUMP = f"-j {PREFIX}"
 NO_PORT = 0  # instead of a port key: the scope has a chain, and that is empty
@@ -85,7 +88,8 @@ def _chained(chains: Chains) -> Iterator[str]:
 
 
 def _possible(text: str) -> bool:
-    return text == rules.KEEP or leads_to_us(text) or _translation(text) is not None or _refusal(text) is not None
+    read = _translation(text) or _refusal(text) or _masqueraded(text)
+    return text == rules.KEEP or leads_to_us(text) or read is not None
 
 
 def counters(saved: Saved, program: Program | None) -> dict[str, tuple[int, int]]:
@@ -97,7 +101,7 @@ def counters(saved: Saved, program: Program | None) -> dict[str, tuple[int, int]
                 continue
             for rule in kept:
                 mapping = commented(rule.text) if rule.packets else ""
-                if mapping:
+                if mapping and not rule.text.endswith(hairpins.ACTION):
                     packets, size = found.get(naming.counter(mapping), (0, 0))
                     found[naming.counter(mapping)] = (packets + rule.packets, size + rule.bytes)
     return found
@@ -116,14 +120,19 @@ def _guess(ours: dict[str, rules.Tables]) -> Program:
         for (key, target, mapping, rewrite), where in presence.items():
             counter = naming.counter(mapping)
             for side, family in covers[where]:
-                entries, counted = leaves.setdefault(PortMap(side, scope, family, rewrite), ({}, {}))
+                wanted = PortMap(side, scope, family, rewrite)
+                if rewrite in _FORWARDED:
+                    wanted = PortMap(side, scope, _FORWARDED[rewrite], "forward")
+                entries, counted = leaves.setdefault(wanted, ({}, {}))
                 if key == NO_PORT:
                     continue
                 counts.add(counter)
                 entries[key], counted[key] = (target, mapping), (counter, "")
     maps = _guarded({family: tables["filter"] for family, tables in ours.items()})
+    for family, tables in ours.items():
+        _read_hairpins(family, tables["nat"], maps)
     for wanted, (entries, counted) in leaves.items():
-        maps[naming.port_map(wanted)] = Map(PORTS, entries)
+        maps[naming.port_map(wanted)] = Map(data_kind(wanted), entries)
         maps[naming.count_map(wanted)] = Map(COUNTS, counted)
     counts |= {naming.counter(value[1]) for found in maps.values() for value in found.entries.values() if value[1]}
     return whole(leaves, maps, DEFAULT_PRIORITY, frozenset(counts))
@@ -181,8 +190,8 @@ def _walk(
     for text in (text for text in texts if _JUMP in text):
         condition, _, target = text.rpartition("-j ")
         if target.startswith(PREFIX):
-            # A branch of a tree of ports, or what both sides share, is in the same scope.
-            same = target == rules.ALL or condition.startswith("-p ")
+            # A branch of a tree of ports, what both sides share, or what is beyond loopback is in the same scope.
+            same = target == rules.ALL or condition.startswith(("-p ", "! -d "))
             inner = scope if same else _narrower(scope, condition.split(), side, family)
             if inner is not None:
                 yield from _walk(chains, target, side, family, inner, depth + 1)
@@ -226,16 +235,49 @@ def _translation(text: str) -> tuple[int, int, int, str, int, int, str] | None:
         return None
     mapping, option, to = found[9].strip('"'), found[12], found[13]
     rewrite = {"--to-destination": "port", "--to-ports": "redirect"}.get(option)
-    if rewrite is None or (rewrite == "port" and to[:1] != ":"):
+    address, colon, behind = to.rpartition(":")
+    if rewrite is None or (rewrite == "port") != bool(colon):
         return None
-    span, _, base = to.lstrip(":").partition("/")
+    span, _, base = behind.partition("/")
     targets = _span(span, "-")
     if targets is None:
         return None
     step = int(targets[1] > targets[0])
     if step and (_number(base) != ports[0] or targets[1] - targets[0] != ports[1] - ports[0]):
         return None
-    return PROTOCOLS[found[1]], *ports, mapping, targets[0], step, rewrite
+    first = targets[0]
+    if address:
+        address = address.removeprefix("[").removesuffix("]")
+        rewrite = FORWARDS[family_of(address)]
+        try:
+            first = endpoint(address, first)
+        except OSError:  # no address at all
+            return None
+    return PROTOCOLS[found[1]], *ports, mapping, first, step, rewrite
+
+
+def _masqueraded(text: str) -> tuple[int, int, int, str] | None:
+    """(protocol, first, last, mapping) of a rule that masquerades."""
+    found = text.split(" ")
+    if len(found) != 12 or found[0] != "-p" or found[4] != "--dport" or not text.endswith(hairpins.ACTION):
+        return None
+    ports = _span(found[5], ":")
+    if found[1] not in PROTOCOLS or ports is None:
+        return None
+    return PROTOCOLS[found[1]], *ports, found[9].strip('"')
+
+
+def _read_hairpins(family: str, chains: Chains, maps: dict[str, Map]) -> None:
+    """Add the sets of what is masqueraded."""
+    for text in chains.get(hairpins.TOP, ()):
+        match text.split(" "):
+            case ["-s", network, "-j", place]:
+                name = naming.targets_set(network)
+                if naming.targets_network(name) != network or family_of(network) != family:
+                    continue
+                entries = maps.setdefault(name, Map(GUARDS_AT[family], {})).entries
+                for address, key, mapping in _walk_ports(chains, place, "", 0, _masqueraded):
+                    entries[address, key] = (0, mapping)
 
 
 def _refusal(text: str) -> tuple[int, int, int, str] | None:
@@ -254,7 +296,7 @@ def _guarded(tables: dict[str, Chains]) -> dict[str, Map]:
     """The sets of guards."""
     presence: dict[tuple[str, int, str], list[str]] = {}
     for family, chains in tables.items():
-        for found in _walk_guards(chains, rules.GUARD, "", 0):
+        for found in _walk_ports(chains, rules.GUARD, "", 0, _refusal):
             presence.setdefault(found, []).append(family)
     maps: dict[str, Map] = {}
     for (address, key, mapping), families in presence.items():
@@ -265,9 +307,12 @@ def _guarded(tables: dict[str, Chains]) -> dict[str, Map]:
     return maps
 
 
-def _walk_guards(chains: Chains, name: str, address: str, depth: int) -> Iterator[tuple[str, int, str]]:
+def _walk_ports(
+    chains: Chains, name: str, address: str, depth: int, read: Callable[[str], tuple[int, int, int, str] | None]
+) -> Iterator[tuple[str, int, str]]:
+    """(address, port key, mapping) of the rules that can be `read`, in a chain and those that it leads to."""
     for text in chains.get(name, ()) if depth < DEPTH else ():
-        found = _refusal(text)
+        found = read(text)
         if found:
             protocol, first, last, mapping = found
             yield from ((address, port_key(protocol, port), mapping) for port in range(first, last + 1))
@@ -275,4 +320,4 @@ def _walk_guards(chains: Chains, name: str, address: str, depth: int) -> Iterato
         condition, jumps, target = text.rpartition("-j ")
         if jumps and target.startswith(PREFIX):
             at = condition[3:].partition("/")[0] if condition.startswith("-d ") else address
-            yield from _walk_guards(chains, target, at, depth + 1)
+            yield from _walk_ports(chains, target, at, depth + 1, read)

@@ -12,6 +12,9 @@ There is a rule for each run of ports and none for each port: DNAT shifts a rang
 cannot, so a shifted range with `rewrite = "redirect"` is a rule for each port. Many rules of ports in one place become
 a tree (see `tree`).
 
+Rules that lead to other addresses (`--to-destination 10.88.0.5:8080`) are in a chain of their own in each place, which
+what is on loopback is not led to. What then has to be masqueraded is in `hairpins`.
+
 The guards of exclusive mappings are in the filter table, which iptables changes apart from nat.
 
 What counts for both sides alike and everybody is in one chain, REDIRECTOR-ALL, that -IN and -OUT end with.
@@ -27,9 +30,22 @@ from functools import reduce
 from operator import or_
 
 from redirector import naming
+from redirector.backends.iptables import hairpins
 from redirector.backends.iptables.tree import PREFIX, Chains, Items, Tree, match, named, tree
 from redirector.model import PROTOCOLS
-from redirector.program import Dispatch, Entries, Guard, Jump, LocalJump, Program, Rule, Translate, spans
+from redirector.program import (
+    FORWARDS,
+    Dispatch,
+    Entries,
+    Guard,
+    Jump,
+    LocalJump,
+    Program,
+    Rule,
+    Translate,
+    endpoint_parts,
+    spans,
+)
 
 TOP = {"arriving": f"{PREFIX}IN", "own": f"{PREFIX}OUT"}  # by chain of the Program
 ALL = f"{PREFIX}ALL"
@@ -39,7 +55,9 @@ GUARDED = f"! -i lo -m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j 
 KEEP = "-m conntrack --ctstate INVALID"  # has no target: all that it does is to hold connection tracking
 SYN = "--tcp-flags FIN,SYN,RST,ACK SYN"  # what `--syn` is saved as
 # Where ours are in chains of everybody: (table, chain).
-BUILTIN = (("nat", "PREROUTING"), ("nat", "OUTPUT"), ("filter", "INPUT"))
+BUILTIN = (("nat", "PREROUTING"), ("nat", "OUTPUT"), ("nat", hairpins.BUILTIN), ("filter", "INPUT"))
+BEYOND = {"ipv4": "! -d 127.0.0.0/8 -j ", "ipv6": "! -d ::1/128 -j "}  # what can leave the host
+FULL = {"ipv4": 32, "ipv6": 128}  # the bits of an address
 UNREACHABLE = {"ipv4": "icmp-port-unreachable", "ipv6": "icmp6-port-unreachable"}
 
 Tables = dict[str, Chains]  # rules by chain, by table; of a built-in chain only those that are ours
@@ -100,6 +118,7 @@ class _Nat:
             if LocalJump(chain) in program.chains[base].rules:
                 self.chains[base.upper()] = [LOCAL + TOP[chain]]
                 self._chain(chain)
+        self._hairpins()
         if not self._any:  # nothing for this family: no packet needs to be led anywhere
             self.chains = {TOP["arriving"]: [KEEP]}
 
@@ -110,7 +129,7 @@ class _Nat:
         for rule in self.program.chains[name].rules:
             if isinstance(rule, Translate):
                 looked_up += [rule] * (rule.family in ("", self.family))
-            else:
+            elif isinstance(rule, Jump | Dispatch):
                 texts += [f"{condition} -j {chain}".lstrip() for condition, chain in self._jumps(rule) if chain]
         shared = [rule for rule in looked_up if name in TOP and naming.serves_both(rule.map)]
         alone = [rule for rule in looked_up if rule not in shared]
@@ -129,12 +148,35 @@ class _Nat:
         stands in one map for both families or in one for each is all the same here, and so maps of one form are taken
         together."""
         maps: dict[str, list[str]] = {}
+        forwards: list[str] = []
         for rule in looked_up:
-            maps.setdefault(rule.rewrite, []).append(rule.map)
+            names = forwards if rule.rewrite == "forward" else maps.setdefault(rule.rewrite, [])
+            names.append(rule.map)
         found = self._trees.tree(name, tuple((rewrite, *names) for rewrite, names in maps.items()))
-        self._any = self._any or bool(maps)
+        self._any = self._any or bool(maps or forwards)
         self.chains |= found.below
-        return found.rules
+        if not forwards:
+            return found.rules
+        beyond = named(f"forward {name}")
+        below = self._trees.tree(beyond, ((FORWARDS[self.family], *forwards),))
+        self.chains |= below.below
+        self.chains[beyond] = below.rules
+        return [*found.rules, BEYOND[self.family] + beyond]
+
+    def _hairpins(self) -> None:
+        """The way from the postrouting hook."""
+        top: list[str] = []
+        for network, addresses in hairpins.by_network(self.program, self.family):
+            place = named(f"hairpin {network}")
+            top.append(f"-s {network} -j {place}")
+            self.chains[place] = []
+            for address, entries in addresses.items():
+                chain = named(f"hairpin {network} {address}")
+                self.chains[place].append(f"-d {address}/{FULL[self.family]} -j {chain}")
+                self.chains[chain] = _grown(chain, [*_masquerades(entries)], self.chains)
+        if top:
+            self.chains[hairpins.BUILTIN] = [hairpins.REDIRECTED]
+            self.chains[hairpins.TOP] = top
 
     def _jumps(self, rule: Rule) -> Iterator[tuple[str, str]]:
         """(condition, chain) of each jump that a rule of a Program stands for."""
@@ -148,7 +190,7 @@ class _Nat:
                 for key, value in sorted(self.program.maps[found].entries.items()):
                     yield f"-i {key}", self._chain(value[0])
             case Dispatch(field, family, prefix, found) if family == self.family:
-                option, length = ("-s", prefix) if field == "source" else ("-d", 128 if family == "ipv6" else 32)
+                option, length = ("-s", prefix) if field == "source" else ("-d", FULL[family])
                 for key, value in sorted(self.program.maps[found].entries.items()):
                     yield f"{option} {key}/{length}", self._chain(value[0])
 
@@ -156,7 +198,12 @@ class _Nat:
 def _translations(rewrite: str, entries: Entries) -> Iterator[_Found]:
     for mapping, first, last, target, final in spans(entries):
         comment = f"-m comment --comment {_quoted(mapping)} -j"
-        if rewrite == "port":
+        if rewrite in FORWARDS.values():
+            address, port = endpoint_parts(rewrite, target)
+            shift = f"-{final & 0xFFFF}/{first & 0xFFFF}" if final > target else ""
+            where = f"[{address}]" if ":" in address else address
+            yield first, last, f"{match(first, last)} {comment} DNAT --to-destination {where}:{port}{shift}"
+        elif rewrite == "port":
             to = f"{target}-{final}/{first & 0xFFFF}" if final > target else target
             yield first, last, f"{match(first, last)} {comment} DNAT --to-destination :{to}"
         elif target == final:
@@ -164,6 +211,11 @@ def _translations(rewrite: str, entries: Entries) -> Iterator[_Found]:
         else:
             for key in range(first, last + 1):
                 yield key, key, f"{match(key, key)} {comment} REDIRECT --to-ports {target + key - first}"
+
+
+def _masquerades(entries: Entries) -> Iterator[_Found]:
+    for mapping, first, last, _, _ in spans(entries):
+        yield first, last, f"{match(first, last)} -m comment --comment {_quoted(mapping)}{hairpins.ACTION}"
 
 
 def _quoted(mapping: str) -> str:
@@ -196,7 +248,7 @@ def _guards(program: Program, family: str) -> Chains:
     for address in sorted(filter(None, places)):
         chain = named(f"guard {address}")
         chains[chain] = _grown(chain, places[address], chains)
-        jumps.append(f"-d {address}/{128 if family == 'ipv6' else 32} -j {chain}")
+        jumps.append(f"-d {address}/{FULL[family]} -j {chain}")
     chains[GUARD] = jumps + _grown(GUARD, places.get("", []), chains)
     return chains
 

@@ -82,8 +82,8 @@ class NftablesBackend:
     def identity(self) -> str:
         return self._place.identity()
 
-    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int]) -> int:
-        return self._place.restart_flows(ruleset, ports)
+    def restart_flows(self, ruleset: Ruleset, ports: AbstractSet[int], former: AbstractSet[tuple[str, int]]) -> int:
+        return self._place.restart_flows(ruleset, ports, former)
 
     def suppose(self, *programs: Supposed) -> None:
         """Elements come in any order: nothing is faster than to decode them."""

@@ -17,7 +17,7 @@ from redirector.backends.nftables.message import NFPROTO_INET
 from redirector.errors import printable
 from redirector.naming import TABLE
 from redirector.netlink import Message, attr, attributes, table
-from redirector.program import COUNTS, NAMED, PORTS, VERDICTS, Entries, Hook
+from redirector.program import COUNTS, NAMED, PORTS, TRANSLATIONS, VERDICTS, Entries, Hook
 
 Attributes = dict[int, bytes]
 
@@ -116,7 +116,7 @@ def entries(kind: str, messages: Iterable[Message]) -> Entries:
     odd about it."""
     found: Entries = {}
     messages = list(messages)
-    if kind in (PORTS, COUNTS) and _port_entries(kind, messages, found):
+    if kind in wire.BY_PORT and _port_entries(kind, messages, found):
         return found
     found.clear()
     for element in _elements(messages):
@@ -140,11 +140,13 @@ def _entry_value(kind: str, parts: Attributes) -> tuple[Any, str]:
     if kind in NAMED:
         expected.add(wire.ELEM_USERDATA)
         mapping = printable(wire.parse_comment(parts.get(wire.ELEM_USERDATA)) or "")
-    if kind == PORTS:
+    if kind in TRANSLATIONS:
         expected.add(wire.ELEM_DATA)
-        port = table(parts.get(wire.ELEM_DATA, b"")).get(wire.DATA_VALUE, b"")
-        value = wire.number(port)
-        fault = "" if len(port) == 2 else "an odd port"
+        raw = table(parts.get(wire.ELEM_DATA, b"")).get(wire.DATA_VALUE, b"")
+        width = wire.TARGET_BYTES[kind]
+        value = wire.number(raw) if kind == PORTS else int.from_bytes(raw[:width], "big")
+        odd_data = len(raw) < width or raw[width:] != bytes(wire.SET_TYPES[kind].data_len - width)
+        fault = "" if not odd_data else "an odd port" if kind == PORTS else "an odd target"
     elif kind == COUNTS:
         expected.add(wire.ELEM_OBJREF)
         value = wire.untext(parts.get(wire.ELEM_OBJREF, b""))
@@ -161,15 +163,18 @@ def _entry_value(kind: str, parts: Attributes) -> tuple[Any, str]:
 def _port_entries(kind: str, messages: list[Message], found: Entries) -> bool:
     """Elements exactly as the kernel dumps ours, unpacked at once: this loop runs 120,000 times.
 
-    An element of ours is, in network order: list header, key (two headers, protocol, port), for ports the data (two
-    headers, target), and a last attribute that is the same for all of a mapping, its comment or its counter. False as
-    soon as one is anything else; what was found until then is worth nothing, and is to be read slowly.
+    An element of ours is, in network order: list header, key (two headers, protocol, port), where there are targets the
+    data (two headers, target, and what fills it up to 4 bytes), and a last attribute that is the same for all of a
+    mapping, its comment or its counter. False as soon as one is anything else; what was found until then is worth
+    nothing, and is to be read slowly.
     """
     headers = attr(wire.LIST_ELEM, b"")[2:4] + attr(wire.ELEM_KEY, attr(wire.DATA_VALUE, bytes(8)))[:8]
     zeros, gap, end_gap, last, layout = bytes(3), bytes(2), b"", wire.ELEM_OBJREF, ">2s10sB3sH2s0s0s"
-    if kind == PORTS:
-        gap += attr(wire.ELEM_DATA, attr(wire.DATA_VALUE, bytes(2)))[:8]
-        end_gap, last, layout = bytes(2), wire.ELEM_USERDATA, ">2s10sB3sH10sH2s"
+    wide = kind in TRANSLATIONS and kind != PORTS
+    if kind in TRANSLATIONS:
+        gap += attr(wire.ELEM_DATA, attr(wire.DATA_VALUE, bytes(wire.SET_TYPES[kind].data_len)))[:8]
+        end_gap, last = bytes(2), wire.ELEM_USERDATA
+        layout = f">2s10sB3sH10s{wire.TARGET_BYTES[kind]}s2s" if wide else ">2s10sB3sH10sH2s"
     unpack, size = struct.Struct(layout).unpack_from, struct.calcsize(layout)
     lengths: dict[bytes, int] = {}  # in the machine's order
     known: dict[bytes, Any] = {}  # what the last attribute stands for: a mapping, or all of a counting entry
@@ -194,6 +199,8 @@ def _port_entries(kind: str, messages: list[Message], found: Entries) -> bool:
                         return False
                     about = wire.untext(parts[last]) if kind == COUNTS else wire.parse_comment(parts.get(last)) or ""
                     known[rest] = (about, "") if kind == COUNTS else printable(about)
-                found[protocol << 16 | port] = (target, known[rest]) if kind == PORTS else known[rest]
+                if wide:
+                    target = int.from_bytes(target, "big")
+                found[protocol << 16 | port] = known[rest] if kind == COUNTS else (target, known[rest])
                 offset = (after + 3) & ~3
     return True

@@ -42,7 +42,7 @@ from redirector.plan import (
     FlushChain,
     Step,
 )
-from redirector.program import COUNTS, INTERFACES, PORTS, Entries
+from redirector.program import COUNTS, INTERFACES, Entries
 
 # The table's comment is the mark by which it is known as ours; it never changes (the kernel ignores updates of it).
 MARK = "made by redirector"
@@ -132,7 +132,7 @@ class Batch:
                 yield wire.DELSET, 0, payload, f"map {name}"
             case AddEntries(name, kind, entries):
                 yield from _chunked(wire.NEWSETELEM, NLM_F_CREATE, name, _elements(kind, entries))
-            case DeleteEntries(name, kind, keys) if kind in (PORTS, COUNTS):
+            case DeleteEntries(name, kind, keys) if kind in wire.BY_PORT:
                 yield from _chunked(wire.DELSETELEM, 0, name, _strided(keys, b""))
             case DeleteEntries(name, kind, keys):
                 raw = (wire.data_value(wire.key_bytes(kind, key)) for key in keys)
@@ -200,7 +200,7 @@ def _chunked(kind: int, flags: int, name: str, elements: Iterator[bytes]) -> Ite
 
 def _elements(kind: str, entries: Entries) -> Iterator[bytes]:
     """Each entry as NFTA_LIST_ELEM; of ports and counts, pieces of many."""
-    if kind in (PORTS, COUNTS):
+    if kind in wire.BY_PORT:
         yield from _port_elements(kind, entries)
         return
     shape = wire.SET_TYPES[kind]
@@ -216,7 +216,7 @@ def _elements(kind: str, entries: Entries) -> Iterator[bytes]:
 def _port_elements(kind: str, entries: Entries) -> Iterator[bytes]:
     """The common case, at the speed of memory: elements of names that are equally long differ in numbers and that name
     only. So those of large mappings go by name, and those of small ones, together, by its length."""
-    owner = 1 if kind == PORTS else 0  # the mapping, or its counter
+    owner = 0 if kind == COUNTS else 1  # the mapping, or its counter
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for key, value in entries.items():
         groups[value[owner]].append(key)
@@ -233,41 +233,49 @@ def _port_elements(kind: str, entries: Entries) -> Iterator[bytes]:
         yield from _strided(keys, _rest(kind, bytes(length)), _targets(kind, entries, keys), names)
 
 
-def _targets(kind: str, entries: Entries, keys: list[int]) -> list[int]:
-    return [entries[key][0] for key in keys] if kind == PORTS else []
+def _targets(kind: str, entries: Entries, keys: list[int]) -> list[bytes]:
+    """For each byte of a target, that byte of every one of them."""
+    if kind == COUNTS:
+        return []
+    width = wire.TARGET_BYTES[kind]
+    if width == 2:
+        raw = struct.pack(f">{len(keys)}H", *[entries[key][0] for key in keys])
+    else:
+        raw = b"".join([entries[key][0].to_bytes(width, "big") for key in keys])
+    return [raw[i::width] for i in range(width)]
 
 
 def _rest(kind: str, name: bytes) -> bytes:
     """What follows the key in an element: the target and the mapping's name, or its counter's."""
     if kind == COUNTS:
         return attr(wire.ELEM_OBJREF, name + b"\0")
-    return _TARGET + attr(wire.ELEM_USERDATA, wire.comment_of(name)) if name else _TARGET
+    target = nest(wire.ELEM_DATA, wire.data_value(bytes(wire.SET_TYPES[kind].data_len)))
+    return target + attr(wire.ELEM_USERDATA, wire.comment_of(name)) if name else target
 
 
-# An element's key by port, and its target, with zeros for the numbers; and where those stand in an element: behind the
-# headers of list, key and value; and of data and value.
+# An element's key by port, with zeros for the numbers; and where those stand in an element: behind the headers of list,
+# key and value. And where the target does: behind those of data and value.
 _KEY = nest(wire.ELEM_KEY, wire.data_value(bytes(8)))
-_TARGET = nest(wire.ELEM_DATA, wire.data_value(bytes(2)))
 _PROTOCOL_AT = 4 + 4 + 4
 _PORT_AT = _PROTOCOL_AT + 4
 _TARGET_AT = _PORT_AT + 4 + 4 + 4
-# Where a name does: behind its attribute's header and what a comment begins with; or at once behind the header.
-_COMMENT_AT = _TARGET_AT + 4 + 4 + 2
 _COUNTER_AT = _PORT_AT + 4 + 4
 
 
 def _strided(
-    keys: Sequence[int], rest: bytes, targets: Sequence[int] = (), names: Sequence[bytes] = ()
+    keys: Sequence[int], rest: bytes, targets: Sequence[bytes] = (), names: Sequence[bytes] = ()
 ) -> Iterator[bytes]:
     """Elements that are alike but for their numbers, and names of one length: one template, repeated, into which those
     are written by stride.
 
-    `rest` is what follows the key, with `targets` beginning by `_TARGET`, and with room for `names` if there are any.
-    Yields pieces of many elements, each of at most CHUNK_BYTES.
+    `rest` is what follows the key, with `targets` (see `_targets`) beginning by the room for one, and with room for
+    `names` if there are any. Yields pieces of many elements, each of at most CHUNK_BYTES.
     """
     template = nest(wire.LIST_ELEM, _KEY, rest)
     size = len(template)
     step = CHUNK_BYTES // size
+    # A comment stands behind its attribute's header and its own; a counter's name at once behind the header.
+    first = _COUNTER_AT if not targets else _TARGET_AT + _data_size(len(targets)) + 4 + 2
     for start in range(0, len(keys), step):
         some = array("I", keys[start : start + step])
         piece = bytearray(template * len(some))
@@ -276,12 +284,15 @@ def _strided(
         raw = some.tobytes()  # each key: 0, protocol, port in network order
         piece[_PROTOCOL_AT::size] = raw[1::4]
         piece[_PORT_AT::size], piece[_PORT_AT + 1 :: size] = raw[2::4], raw[3::4]
-        if targets:
-            raw = struct.pack(f">{len(some)}H", *targets[start : start + step])
-            piece[_TARGET_AT::size], piece[_TARGET_AT + 1 :: size] = raw[0::2], raw[1::2]
+        for i, column in enumerate(targets):
+            piece[_TARGET_AT + i :: size] = column[start : start + step]
         if names:
             raw, length = b"".join(names[start : start + step]), len(names[0])
-            first = _COMMENT_AT if targets else _COUNTER_AT
             for i in range(length):
                 piece[first + i :: size] = raw[i::length]
         yield bytes(piece)
+
+
+def _data_size(width: int) -> int:
+    """The bytes that a target of `width` takes, filled up to 4."""
+    return (width + 3) & ~3

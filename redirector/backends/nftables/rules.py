@@ -6,7 +6,8 @@ of the forms: `decode_rule` guesses from a dump which Rule it could be, encodes 
 that it *is* that rule, down to the last attribute; anything else is `Foreign`, told in words. Attributes that only a
 newer kernel knows (numbers past what we send) are passed over, so that a kernel update invents no drift.
 
-Registers: 1 is the first 16 bytes, 9 and 10 its second and third 4-byte parts, 0 the verdict.
+Registers: 1 is the first 16 bytes, 9 and 10 its second and third 4-byte parts; 2 is the next 16 bytes, 13 their second
+4-byte part; 0 is the verdict.
 """
 
 from __future__ import annotations
@@ -26,25 +27,32 @@ from redirector.program import (
     Jump,
     Keep,
     LocalJump,
+    Masquerade,
     Refuse,
     Rule,
+    Skip,
     Translate,
 )
 from redirector.records import NamedTuple
 
-REG_VERDICT, REG_1, REG32_01, REG32_02 = 0, 1, 9, 10
+REG_VERDICT, REG_1, REG_2, REG32_01, REG32_02, REG32_05 = 0, 1, 2, 9, 10, 13
 META_IIFNAME, META_NFPROTO, META_L4PROTO = 6, 15, 16  # enum nft_meta_keys
 CT_STATE, CT_STATUS = 0, 2  # enum nft_ct_keys
 CT_STATE_NEW = 8  # NF_CT_STATE_BIT(IP_CT_NEW), native order in a register
 IPS_DST_NAT = 1 << 5  # linux/netfilter/nf_conntrack_common.h
 EQ, NEQ = 0, 1  # NFT_CMP_EQ, NFT_CMP_NEQ
 BASE_NETWORK, BASE_TRANSPORT = 1, 2  # NFT_PAYLOAD_*_HEADER
-FIB_DADDR, FIB_ADDRTYPE, RTN_LOCAL = 1 << 1, 3, 2  # NFTA_FIB_F_DADDR, NFT_FIB_RESULT_ADDRTYPE, linux/rtnetlink.h
-NAT_DNAT, PROTO_SPECIFIED = 1, 1 << 1  # NFT_NAT_DNAT, NF_NAT_RANGE_PROTO_SPECIFIED
+FIB_SADDR, FIB_DADDR = 1, 1 << 1  # NFTA_FIB_F_SADDR, NFTA_FIB_F_DADDR
+FIB_ADDRTYPE, RTN_LOCAL = 3, 2  # NFT_FIB_RESULT_ADDRTYPE, linux/rtnetlink.h
+NAT_DNAT, MAP_IPS, PROTO_SPECIFIED = 1, 1, 1 << 1  # NFT_NAT_DNAT, NF_NAT_RANGE_MAP_IPS, …_PROTO_SPECIFIED
 REJECT_RESET, REJECT_ICMPX, ICMPX_PORT_UNREACH = 1, 2, 1
 # Offsets (bytes) in the IPv4 (RFC 791) and IPv6 (RFC 8200) header, and sizes.
 SOURCE_AT = {"ipv4": (12, 4), "ipv6": (8, 16)}
 DESTINATION_AT = {"ipv4": (16, 4), "ipv6": (24, 16)}
+# What tells an address on loopback from others: the first byte of an IPv4 one, or all of an IPv6 one.
+LOOPBACK = {"ipv4": b"\x7f", "ipv6": bytes(15) + b"\x01"}
+# What holds the port in a register that begins with an address.
+AFTER_ADDRESS = {"ipv4": REG32_01, "ipv6": REG_2}
 
 ANONYMOUS = "__set%d"  # the kernel numbers anonymous sets by this pattern
 
@@ -52,7 +60,14 @@ COMMENTS = {
     LocalJump: "only what is addressed to this host",
     Count: "connections by mapping",
     Keep: "drained: keeps what was redirected alive",
+    Skip: "loopback does not leave this host",
+    Masquerade: "a neighbour's answer would not come back here",
     Guard: "targets of exclusive mappings are not for direct use",
+}
+TRANSLATED = {
+    "port": "new port",
+    "redirect": "new port at the interface's own address",
+    "forward": "new address and port",
 }
 
 
@@ -125,6 +140,14 @@ def _port_key(first: int, second: int) -> list[Expression]:
     return [_meta(META_L4PROTO, first), _payload(BASE_TRANSPORT, 2, 2, second)]
 
 
+def _endpoint_key(family: str) -> list[Expression]:
+    """Destination address, protocol and port, in the registers that a concatenated key takes: the address the first 4
+    or 16 bytes, then 4 bytes each."""
+    after = AFTER_ADDRESS[family]
+    port = REG32_02 if family == "ipv4" else REG32_05
+    return [_payload(BASE_NETWORK, *DESTINATION_AT[family]), *_port_key(after, port)]
+
+
 def expressions(rule: Rule) -> list[Expression]:
     """What the kernel gets for a rule, and dumps for it. Raises TypeError for a Foreign one."""
     match rule:
@@ -158,21 +181,27 @@ def expressions(rule: Rule) -> list[Expression]:
                     *found,
                     _expression("redir", *((n, be32(v)) for n, v in ((1, 1), (2, 1), (3, PROTO_SPECIFIED)))),
                 ]
-            nat = ((1, NAT_DNAT), (2, wire.NFPROTO_INET), (5, REG_1), (6, REG_1), (7, PROTO_SPECIFIED))
-            return [*found, _expression("nat", *((n, be32(v)) for n, v in nat))]
+            if rewrite == "forward":
+                port, parts = AFTER_ADDRESS[family], MAP_IPS | PROTO_SPECIFIED
+                to = [(2, wire.NFPROTO[family]), (3, REG_1), (4, REG_1), (5, port), (6, port), (7, parts)]
+            else:
+                to = [(2, wire.NFPROTO_INET), (5, REG_1), (6, REG_1), (7, PROTO_SPECIFIED)]
+            return [*found, _expression("nat", *((n, be32(v)) for n, v in [(1, NAT_DNAT), *to]))]
+        case Skip(family):
+            value = LOOPBACK[family]
+            destination = _payload(BASE_NETWORK, DESTINATION_AT[family][0], len(value))
+            return [*_family(family), destination, _cmp(EQ, value), _verdict(wire.NFT_RETURN)]
+        case Masquerade(name, family):
+            found = [_ct(CT_STATUS), _masked(_native(IPS_DST_NAT)), _cmp(NEQ, bytes(4))]
+            fib = _expression("fib", (1, be32(REG_1)), (2, be32(FIB_ADDRTYPE)), (3, be32(FIB_SADDR)))
+            found += [fib, _cmp(NEQ, _native(RTN_LOCAL)), *_family(family), *_endpoint_key(family)]
+            return [*found, _lookup(name, None), _expression("masq")]
         case Guard(family, at, name, chain):
             found = [_meta(META_IIFNAME), _cmp(NEQ, text("lo").ljust(16, b"\0"))]
             found += [_ct(CT_STATE), _masked(_native(CT_STATE_NEW)), _cmp(NEQ, bytes(4))]
             found += [_ct(CT_STATUS), _masked(_native(IPS_DST_NAT)), _cmp(NEQ, _native(IPS_DST_NAT))]
             found += _family(family)
-            if at:
-                # The address takes the first 4 or 16 bytes; then protocol and port follow, 4 bytes each.
-                offset, length = DESTINATION_AT[family]
-                after = REG32_01 if length == 4 else 2
-                found.append(_payload(BASE_NETWORK, offset, length))
-                found += _port_key(after, REG32_02 if length == 4 else 13)
-            else:
-                found += _port_key(REG_1, REG32_01)
+            found += _endpoint_key(family) if at else _port_key(REG_1, REG32_01)
             return [*found, _lookup(name, None), _jump(chain)]
         case Refuse("reset"):
             flags = [_payload(BASE_TRANSPORT, 13, 1), _masked(b"\x17"), _cmp(EQ, b"\x02")]
@@ -190,7 +219,7 @@ def expressions(rule: Rule) -> list[Expression]:
 def comment_of(rule: Rule) -> str:
     """What stands behind the rule in a listing, "" for those that speak for themselves."""
     if isinstance(rule, Translate):
-        return "new port" if rule.rewrite == "port" else "new port at the interface's own address"
+        return TRANSLATED[rule.rewrite]
     return COMMENTS.get(type(rule), "")
 
 
@@ -216,7 +245,7 @@ def _nested(name: str, kind: int) -> int:
 
 # The highest attribute of each expression that this module knows (nf_tables.h as of Linux 6.12).
 _KNOWN = {"meta": 3, "cmp": 3, "payload": 8, "bitwise": 7, "lookup": 5, "immediate": 2, "ct": 4, "fib": 3}
-_KNOWN |= {"redir": 3, "nat": 7, "reject": 2, "objref": 5}
+_KNOWN |= {"redir": 3, "nat": 7, "masq": 3, "reject": 2, "objref": 5}
 
 
 def parse_expressions(data: bytes, members: dict[str, frozenset[int]]) -> list[Expression]:
@@ -268,8 +297,13 @@ def _guess(found: list[Expression]) -> Rule | None:
         return Count(family, wire.untext(named["objref"].get(4, b"")))
     if "fib" in named and chain:
         return LocalJump(chain)
+    if "masq" in named:
+        return Masquerade(looked_up, family) if family else None
     if "redir" in named or "nat" in named:
-        return Translate("redirect" if "redir" in named else "port", family, looked_up)
+        forward = 3 in named.get("nat", ())  # NFTA_NAT_REG_ADDR_MIN
+        if forward and not family:
+            return None
+        return Translate("redirect" if "redir" in named else "forward" if forward else "port", family, looked_up)
     if "reject" in named:
         return Refuse("reset" if "cmp" in named else "unreachable")
     if names[:1] == ["ct"]:
@@ -277,6 +311,8 @@ def _guess(found: list[Expression]) -> Rule | None:
     if "ct" in named and chain:
         at = names.count("payload") == 2
         return Guard(family, at, looked_up, chain) if family or not at else None
+    if chain is None and family and names[-1:] == ["immediate"]:
+        return Skip(family)
     if looked_up and "payload" in named:
         offset = wire.number(named["payload"].get(3))
         field = "source" if family in SOURCE_AT and offset == SOURCE_AT[family][0] else "address"

@@ -12,7 +12,7 @@ from typing import Any
 
 from redirector.backends.nftables import message
 from redirector.netlink import attr, nest, table
-from redirector.program import ADDRESSES, COUNTS, GUARDS, GUARDS_AT, INTERFACES, PORTS
+from redirector.program import ADDRESSES, COUNTS, FORWARDS, GUARDS, GUARDS_AT, INTERFACES, PORTS, TRANSLATIONS
 from redirector.records import NamedTuple
 
 SUBSYSTEM, NFPROTO_INET = message.SUBSYSTEM, message.NFPROTO_INET
@@ -63,6 +63,7 @@ GEN_ID, GEN_PROC_PID, GEN_PROC_NAME = message.GEN_ID, 2, 3
 
 NFT_ACCEPT = 1  # NF_ACCEPT
 NFT_JUMP = -3 & 0xFFFFFFFF
+NFT_RETURN = -5 & 0xFFFFFFFF
 SET_ANONYMOUS, SET_CONSTANT, SET_MAP, SET_OBJECT = 0x1, 0x2, 0x8, 0x40
 TYPE_VERDICT = 0xFFFFFF00  # NFT_DATA_VERDICT
 # nftables' enum datatypes
@@ -96,6 +97,8 @@ class SetType(NamedTuple):
 _PORT_KEY = (TYPE_PROTOCOL, TYPE_PORT)
 SET_TYPES: dict[str, SetType] = {
     PORTS: SetType(concatenated(*_PORT_KEY), 8, SET_MAP, TYPE_PORT, data_len=2),
+    FORWARDS["ipv4"]: SetType(concatenated(*_PORT_KEY), 8, SET_MAP, concatenated(TYPE_IPV4, TYPE_PORT), data_len=8),
+    FORWARDS["ipv6"]: SetType(concatenated(*_PORT_KEY), 8, SET_MAP, concatenated(TYPE_IPV6, TYPE_PORT), data_len=20),
     COUNTS: SetType(concatenated(*_PORT_KEY), 8, SET_OBJECT, object_type=OBJECT_COUNTER),
     GUARDS: SetType(concatenated(*_PORT_KEY), 8),
     GUARDS_AT["ipv4"]: SetType(concatenated(TYPE_IPV4, *_PORT_KEY), 12),
@@ -104,6 +107,9 @@ SET_TYPES: dict[str, SetType] = {
     ADDRESSES["ipv6"]: SetType(TYPE_IPV6, 16, SET_MAP, TYPE_VERDICT, data_len=16),
     INTERFACES: SetType(TYPE_IFNAME, 16, SET_MAP, TYPE_VERDICT, data_len=16),
 }
+BY_PORT = TRANSLATIONS | {COUNTS}  # what may have very many elements, alike in form
+# How many bytes of a target count, in what has targets: the rest of its data is padding.
+TARGET_BYTES = {PORTS: 2, FORWARDS["ipv4"]: 6, FORWARDS["ipv6"]: 18}
 
 # A part of a concatenated key is padded to 4 bytes: protocol (1 byte), port (2 bytes, network order).
 PORT_KEY = struct.Struct(">B3xH2x")
@@ -172,7 +178,7 @@ def parse_comment(userdata: bytes | None) -> str | None:
 
 def key_bytes(kind: str, key: Any) -> bytes:
     """A Program's map key as the kernel holds it."""
-    if kind in (PORTS, COUNTS, GUARDS):
+    if kind in BY_PORT or kind == GUARDS:
         return PORT_KEY.pack(key >> 16, key & 0xFFFF)
     if kind in GUARDS_AT.values():
         return address_bytes(key[0]) + PORT_KEY.pack(key[1] >> 16, key[1] & 0xFFFF)
@@ -183,7 +189,7 @@ def key_bytes(kind: str, key: Any) -> bytes:
 
 def parse_key(kind: str, raw: bytes) -> Any:
     """Inverts `key_bytes`. Raises ValueError or struct.error for bytes of the wrong length."""
-    if kind in (PORTS, COUNTS, GUARDS):
+    if kind in BY_PORT or kind == GUARDS:
         protocol, port = PORT_KEY.unpack(raw)
         return protocol << 16 | port
     if kind in GUARDS_AT.values():
