@@ -7,8 +7,8 @@ STAMP := $(VENV)/.stamp
 PYTHON ?=
 # For pytest, make test ARGS='-k codec'; or the harness, make fuzz ARGS='--seed 7'.
 ARGS ?=
-# A process for each core. Not for a plain user: its tests need a process without threads (tests/kernel/conftest.py).
-PARALLEL := $(if $(filter 0,$(shell id -u)),-n auto --dist worksteal)
+# Two processes for each core, as most of them wait for others. Not for a plain user: its tests need a process without threads (tests/kernel/conftest.py).
+PARALLEL := $(if $(filter 0,$(shell id -u)),-n $(shell echo $$((2 * $$(nproc)))) --dist worksteal)
 
 # nft and ip are in sbin, which Debian leaves out of a plain user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin

@@ -22,14 +22,16 @@ from tests.kernel.stress import ONE, OTHER, PARALLEL
 # So long each message to the kernel takes on its way: time enough for the other to commit, however busy the machine.
 DELAY_MICROSECONDS = 20_000
 ROUNDS = 10
-# Adds rules, one after the other, until there is a file of this name; then tells how many.
+# Adds rules, one after the other, until there is a file of this name (or very many rules); then tells how many. With a
+# pause: iptables-nft-restore begins anew whenever somebody was faster, and beside one who never rests it may never end.
 ADDING = """
 "$1" -w -t nat -N THEIRS
 echo adding
 number=0
-while [ ! -e "$2" ]; do
+while [ ! -e "$2" ] && [ $number -lt 2000 ]; do
     number=$((number + 1))
     "$1" -w -t nat -A THEIRS -p tcp --dport $number -j RETURN
+    sleep 0.03
 done
 echo $number
 """
