@@ -98,16 +98,10 @@ def load(folder: str, *, whole: bool = False) -> Proof | None:
 
 def save(folder: str, found: Proof) -> None:
     """Write it down, or leave it: without it everything is compared, which is all that it spares."""
-    path = os.path.join(folder, layout.PROOF)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(_encode(found))
-        os.rename(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+    from redirector.store import replace  # `status` seldom has anything to write
+
+    with contextlib.suppress(OSError):
+        replace(os.path.join(folder, layout.PROOF), _encode(found), 0o600)
 
 
 def forget(folder: str) -> None:

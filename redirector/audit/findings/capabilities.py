@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from redirector.audit.capability import BIND, names
+from redirector.audit.capability import BIND, FileCaps, names
 from redirector.audit.executables import Executable
 from redirector.audit.facts import Facts
 from redirector.audit.mechanisms.capabilities import Capable, Declared
@@ -33,7 +33,7 @@ def _of(file: Executable, facts: Facts) -> Iterator[Finding]:
     if file.caps is None:
         return
     remove, right = f"setcap -r {quoted}", f"setcap {WANTED} {quoted}"
-    inert = _inert(file)
+    inert = _inert(file, file.caps)
     if inert:
         kind, why, mend = inert
         yield Finding(kind, WARNING, f"the capability of {path} does nothing: {why}", (mend or right,), about=file.path)
@@ -55,18 +55,17 @@ def _of(file: Executable, facts: Facts) -> Iterator[Finding]:
         yield Finding("C-writable", WARNING, message, fix, about=file.path)
 
 
-def _inert(file: Executable) -> tuple[str, str, str] | None:
+def _inert(file: Executable, caps: FileCaps) -> tuple[str, str, str] | None:
     """(id, why, what mends it unless that is the usual setcap)."""
-    assert file.caps is not None  # noqa: S101 (the caller has looked)
     quoted = shlex.quote(file.path)
     if file.shebang:
         interpreter = printable(file.shebang.split()[0]) if file.shebang.split() else "its interpreter"
         return "C-script", f"it is a script, and the kernel looks at {interpreter} instead", f"setcap -r {quoted}"
     if file.nosuid:
         return "C-nosuid", "its file system is mounted nosuid", "move the program to a file system that is not"
-    if not file.caps.permitted & BIND:
+    if not caps.permitted & BIND:
         return "C-no-permitted", "it is inheritable only, and nothing is inherited", ""
-    if not file.caps.effective:
+    if not caps.effective:
         return "C-no-effective", "the effective bit is missing, so the program would have to raise it itself", ""
     return None
 
